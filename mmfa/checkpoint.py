@@ -1,0 +1,219 @@
+"""Checkpoints and exported models: a folder with safetensors weights and a JSON state, written whole or not at all.
+
+Nothing is pickled: a checkpoint from anywhere can be opened without running code from it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from mmfa.config import TrialConfig, canonical_json
+from mmfa.errors import CheckpointError
+from mmfa.model import MMFA
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+"""Version of the layout; another one is refused."""
+
+NUM_KEPT = 2
+"""Checkpoints kept in a folder: the newest, and the one to fall back on."""
+
+_TENSORS = "tensors.safetensors"
+_STATE = "state.json"
+_EPOCH = re.compile(r"epoch-\d{4,}")
+
+
+class _DamagedError(CheckpointError):
+    """The files are not what was written: another checkpoint may still do."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Checkpoint:
+    """What one folder holds, verified."""
+
+    path: Path
+    tensors: dict[str, Tensor]
+    state: dict[str, Any]
+
+
+def nothing() -> None:
+    """Do nothing: the default ``before_commit``."""
+
+
+def save(
+    folder: Path,
+    name: str,
+    *,
+    tensors: Mapping[str, Tensor],
+    state: Mapping[str, Any],
+    before_commit: Callable[[], None] = nothing,
+) -> Path:
+    """Write ``folder/name`` so that it appears complete or not at all, whenever the process or the machine stops.
+
+    Args:
+        folder: made if missing; one process at a time writes into it.
+        name: of the new folder; one that is there already is replaced.
+        tensors: on any device, in any memory format.
+        state: values that JSON can hold.
+        before_commit: called right before the folder gets its name; what it raises ends the save without a trace.
+
+    Returns:
+        the new folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(folder, name)
+    temporary = folder / f".{name}.{uuid.uuid4().hex}.tmp"
+    temporary.mkdir()
+    try:
+        _write(temporary, tensors, state)
+        before_commit()
+        final = folder / name
+        if final.exists():
+            final.rename(folder / f".{name}.{uuid.uuid4().hex}.tmp")
+        temporary.rename(final)
+        _fsync(folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    _remove_leftovers(folder, name)
+    return final
+
+
+def keep_newest(folder: Path) -> None:
+    """Remove all epochs but the newest :data:`NUM_KEPT` from a folder of checkpoints, and what a killed save left."""
+    _remove_leftovers(folder, "epoch-*")
+    for path in _epochs([folder])[NUM_KEPT:]:
+        shutil.rmtree(path)
+
+
+def load(path: Path) -> Checkpoint:
+    """Read and verify one checkpoint or exported model.
+
+    Raises:
+        CheckpointError: missing, damaged or of another format; the file is named.
+    """
+    record = _read_state(path / _STATE)
+    file = path / _TENSORS
+    try:
+        content = file.read_bytes()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise _DamagedError(f"{file} is missing; use another checkpoint.") from error
+    if hashlib.sha256(content).hexdigest() != record["tensors_sha256"]:
+        raise _DamagedError(f"{file} is not what was written (its SHA-256 differs); use another checkpoint.")
+    return Checkpoint(path, safetensors.torch.load(content), record["state"])
+
+
+def newest_intact(folders: Iterable[Path], *, on_corrupt: Callable[[Path, str], None]) -> Checkpoint | None:
+    """Return the newest epoch that can be read, or None where there is none.
+
+    A file system that fails to answer is no damage: its ``OSError`` passes through.
+
+    Args:
+        folders: folders of checkpoints; those that do not exist are passed over.
+        on_corrupt: told the new path of each damaged checkpoint, which is set aside as ``*.corrupt``, and the reason.
+
+    Raises:
+        CheckpointError: a checkpoint of another format.
+    """
+    for path in _epochs(folders):
+        try:
+            return load(path)
+        except _DamagedError as error:
+            aside = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.corrupt")
+            path.rename(aside)
+            logger.warning("set aside %s: %s", aside, error)
+            on_corrupt(aside, str(error))
+    return None
+
+
+def load_model(folder: Path) -> tuple[MMFA, TrialConfig]:
+    """Return the model that ``Training.export`` wrote, in eval mode on the CPU, and its config.
+
+    Raises:
+        CheckpointError: missing, damaged, of another format, or not an exported model.
+    """
+    exported = load(folder)
+    if exported.state.get("kind") != "model":
+        raise CheckpointError(f"{folder} is a checkpoint and not an exported model; export it with Training.export.")
+    config = TrialConfig.from_json(exported.state["config"])
+    model = MMFA(
+        config.model,
+        num_ids=len(exported.state["pids"]),
+        num_attributes=len(exported.state["attribute_names"]),
+    )
+    model.load_state_dict(exported.tensors)
+    return model.eval(), config
+
+
+def _write(folder: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+    content = safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+    record = {
+        "format": FORMAT,
+        "tensors_sha256": hashlib.sha256(content).hexdigest(),
+        "state_sha256": hashlib.sha256(canonical_json(state).encode()).hexdigest(),
+        "state": state,
+    }
+    for name, data in ((_TENSORS, content), (_STATE, json.dumps(record, indent=1).encode())):
+        with (folder / name).open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    _fsync(folder)
+
+
+def _read_state(file: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(file.read_bytes())
+        version = record["format"]
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise _DamagedError(f"{file} is missing; use another checkpoint.") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise _DamagedError(f"{file} is not the state of a checkpoint ({error}); use another checkpoint.") from error
+    if version != FORMAT:
+        raise CheckpointError(
+            f"{file} has format {version}, this version reads {FORMAT}; use the version it came from."
+        )
+    state = record.get("state")
+    if hashlib.sha256(canonical_json(state).encode()).hexdigest() != record.get("state_sha256"):
+        raise _DamagedError(f"{file} is not what was written (its SHA-256 differs); use another checkpoint.")
+    return dict(record)
+
+
+def _epochs(folders: Iterable[Path]) -> list[Path]:
+    """Return all ``epoch-NNNN`` of the folders, newest epoch first, later folders before earlier ones."""
+    found = [
+        (int(path.name.removeprefix("epoch-")), order, path)
+        for order, folder in enumerate(folders)
+        if folder.is_dir()
+        for path in folder.iterdir()
+        if _EPOCH.fullmatch(path.name)
+    ]
+    return [path for _, _, path in sorted(found, reverse=True)]
+
+
+def _remove_leftovers(folder: Path, name: str) -> None:
+    for path in folder.glob(f".{name}.*.tmp"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _fsync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

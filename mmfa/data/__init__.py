@@ -1,0 +1,1 @@
+"""Datasets, attributes, image stores and batches."""

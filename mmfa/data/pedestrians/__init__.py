@@ -1,0 +1,1 @@
+"""The embedded pair: rendered pedestrians in two domains, and the source's null twin."""

@@ -1,0 +1,248 @@
+"""A dataset decoded once: one Arrow IPC file that every trial maps into memory.
+
+The file has one record batch: columns ``path``, ``pid``, ``camid``, ``split`` and ``image`` (a fixed-shape tensor),
+uncompressed, so that all images are one array in the mapped file. Name, attributes and fingerprint stand in the
+schema's metadata.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import filelock
+import numpy as np
+import pyarrow as pa
+import torch
+from PIL import Image
+
+from mmfa.config import canonical_json
+from mmfa.data.augment import resize
+from mmfa.data.records import AttributeCodes, Bytes, Dataset, Domain, Progress, no_progress
+from mmfa.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+"""Version of the file: raised whenever its content is read or made differently."""
+_METADATA = b"mmfa"
+_CHUNK = 64
+"""Images decoded by one task of the thread pool."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Store:
+    """An opened image store."""
+
+    path: Path
+    """The file."""
+    domain: Domain
+    """Labels, with the official splits."""
+    images: Bytes
+    """uint8 [N, H, W, 3], read-only, mapped from the file without a copy; row n is ``domain.paths[n]``."""
+    fingerprint: str
+    """12 hexadecimal digits of the content: image files, labels and attributes; not of place, time or stored size."""
+
+
+def build(dataset: Dataset, *, cache_dir: Path, height: int, width: int, progress: Progress = no_progress) -> Path:
+    """Decode a dataset into ``cache_dir/stores`` unless that has been done, and return the file.
+
+    Whatever process comes second waits for the first; a process killed in the middle leaves only temporary files,
+    which the next build removes.
+
+    Args:
+        dataset: what to decode; unchanged files (by path, size and time) are not read again.
+        cache_dir: folder of everything that can be made again.
+        height: of the stored images; images of another size are resized, antialiased bilinear.
+        width: of the stored images.
+        progress: called as images are decoded.
+
+    Raises:
+        DataError: an image that cannot be read.
+    """
+    folder = cache_dir / "stores"
+    path = folder / f"{dataset.domain.name}-{height}x{width}-{_listing_key(dataset)}.arrow"
+    if path.exists():
+        return path
+    folder.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(folder / ".lock"):
+        if path.exists():  # another process was faster
+            return path
+        for leftover in folder.glob("*.tmp"):  # only the holder of the lock has any
+            leftover.unlink()
+        logger.info("building %s from %d images", path, len(dataset.domain.paths))
+        with _removed(path.with_suffix(".pixels.tmp")) as scratch, _removed(path.with_suffix(".tmp")) as made:
+            shape = (len(dataset.domain.paths), height, width, 3)
+            pixels: Bytes = np.memmap(scratch, dtype=np.uint8, mode="w+", shape=shape)
+            digests = _decode_all(dataset, pixels, progress)
+            _write(made, dataset.domain, pixels, _fingerprint(dataset.domain, digests))
+            made.replace(path)
+        _sync(folder)
+    return path
+
+
+def open_store(path: Path) -> Store:
+    """Map a store that :func:`build` made.
+
+    Raises:
+        DataError: a file that is missing, damaged or of another format version.
+    """
+    try:
+        source = pa.memory_map(str(path))
+        reader = pa.ipc.open_file(source)
+        metadata = json.loads(reader.schema.metadata[_METADATA])
+        if metadata["format"] != FORMAT:
+            raise DataError(
+                f"A store must have format {FORMAT}, but {path} has {metadata['format']}; delete it and run again."
+            )
+        batch = reader.get_batch(0)
+        images: Bytes = batch.column("image").to_numpy_ndarray()
+        domain = _domain(batch, metadata)
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+        raise DataError(f"{path} is not an intact image store ({error}); delete it and run again.") from error
+    _read_ahead(path)
+    return Store(path=path, domain=domain, images=images, fingerprint=metadata["fingerprint"])
+
+
+def _listing_key(dataset: Dataset) -> str:
+    """Hash what a listing shows: it changes when a file does, and costs no reading."""
+    digest = hashlib.sha256(canonical_json([FORMAT, dataset.domain.name]).encode())
+    files = {name: dataset.root / name for name in dataset.domain.paths}
+    if dataset.attribute_file:
+        files["attributes"] = dataset.attribute_file
+    for name, path in files.items():
+        stat = path.stat()
+        digest.update(canonical_json([name, stat.st_size, stat.st_mtime_ns]).encode())
+    return digest.hexdigest()[:12]
+
+
+def _decode_all(dataset: Dataset, pixels: Bytes, progress: Progress) -> list[str]:
+    """Fill ``pixels`` with all cores and return the SHA-256 of each file."""
+    total = len(pixels)
+    digests: list[str] = []
+    chunks = [range(start, min(start + _CHUNK, total)) for start in range(0, total, _CHUNK)]
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        tasks = [pool.submit(_decode_chunk, dataset, chunk, pixels) for chunk in chunks]
+        try:
+            for task in tasks:
+                digests.extend(task.result())
+                progress(f"decoding {dataset.domain.name}", len(digests), total)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return digests
+
+
+def _decode_chunk(dataset: Dataset, rows: range, pixels: Bytes) -> list[str]:
+    return [_decode(dataset.root / dataset.domain.paths[row], pixels[row]) for row in rows]
+
+
+def _decode(path: Path, out_HWC: Bytes) -> str:
+    """Decode one file into its row and return its SHA-256."""
+    try:
+        content = path.read_bytes()
+        with Image.open(io.BytesIO(content), formats=["JPEG"]) as image:
+            pixels_HWC = np.array(image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises on damaged files
+        raise DataError(f"Every image must be an intact JPEG, but {path} cannot be decoded; restore it.") from error
+    height, width, _ = out_HWC.shape
+    out_HWC[:] = resize(torch.from_numpy(pixels_HWC)[None], height=height, width=width)[0].numpy()
+    return hashlib.sha256(content).hexdigest()
+
+
+def _fingerprint(domain: Domain, digests: list[str]) -> str:
+    digest = hashlib.sha256()
+    labels = zip(domain.paths, digests, domain.pids.tolist(), domain.camids.tolist(), domain.splits, strict=True)
+    for path, content, pid, camid, split in labels:
+        digest.update(canonical_json([path, content, pid, camid, str(split)]).encode())
+    digest.update(canonical_json(_attributes_json(domain.attributes)).encode())
+    return digest.hexdigest()[:12]
+
+
+def _write(path: Path, domain: Domain, pixels: Bytes, fingerprint: str) -> None:
+    num = len(pixels)
+    image = pa.fixed_shape_tensor(pa.uint8(), pixels.shape[1:])
+    values = pa.Array.from_buffers(pa.uint8(), pixels.size, [None, pa.py_buffer(pixels)])
+    storage = pa.FixedSizeListArray.from_arrays(values, pixels.size // num)
+    metadata = {
+        "format": FORMAT,
+        "name": domain.name,
+        "fingerprint": fingerprint,
+        "attributes": _attributes_json(domain.attributes),
+    }
+    batch = pa.record_batch(
+        {
+            "path": pa.array(domain.paths, pa.string()),
+            "pid": pa.array(domain.pids),
+            "camid": pa.array(domain.camids),
+            "split": pa.array(domain.splits.tolist(), pa.string()),
+            "image": pa.ExtensionArray.from_storage(image, storage),
+        }
+    ).replace_schema_metadata({_METADATA: canonical_json(metadata)})
+    options = pa.ipc.IpcWriteOptions(allow_64bit=True)  # more than 2**31 bytes of pixels
+    with path.open("wb") as file:
+        with pa.ipc.new_file(file, batch.schema, options=options) as writer:
+            writer.write_batch(batch)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _domain(batch: pa.RecordBatch, metadata: dict[str, Any]) -> Domain:
+    attributes = metadata["attributes"]
+    return Domain(
+        name=metadata["name"],
+        paths=tuple(batch.column("path").to_pylist()),
+        pids=batch.column("pid").to_numpy(),
+        camids=batch.column("camid").to_numpy(),
+        splits=np.array(batch.column("split").to_pylist(), dtype="<U11"),
+        attributes=attributes
+        and AttributeCodes(
+            fields=tuple(attributes["fields"]),
+            pids=np.array(attributes["pids"], dtype=np.int64),
+            codes=np.array(attributes["codes"], dtype=np.uint8),
+        ),
+    )
+
+
+def _attributes_json(attributes: AttributeCodes | None) -> dict[str, Any] | None:
+    if attributes is None:
+        return None
+    return {
+        "fields": list(attributes.fields),
+        "pids": attributes.pids.tolist(),
+        "codes": attributes.codes.tolist(),
+    }
+
+
+@contextmanager
+def _removed(path: Path) -> Iterator[Path]:
+    """Remove the file, if it is still there, on the way out."""
+    try:
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _sync(folder: Path) -> None:
+    """Make a rename in the folder last through a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _read_ahead(path: Path) -> None:
+    """Ask for the whole file: training reads it at random, which a cold disk serves ten times slower."""
+    if hasattr(os, "posix_fadvise"):
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)

@@ -1,0 +1,71 @@
+"""Where a model runs: device, precision of the backbone, memory format."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mmfa.config import RunConfig
+from mmfa.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Hardware:
+    """A device and how a training or an evaluation uses it."""
+
+    device: torch.device
+    """Where weights and batches live."""
+    bf16: bool
+    """Whether the backbone runs in bfloat16 autocast."""
+    channels_last: bool
+    """Whether images and weights are laid out channels-last."""
+
+    @classmethod
+    def choose(cls, device: str = "auto", run: RunConfig | None = None) -> Hardware:
+        """Return what ``run`` asks of a device; ``auto`` in it: bf16 and channels-last where the device has bf16.
+
+        Args:
+            device: ``auto`` (a GPU where there is one), or a torch device such as ``cpu`` or ``cuda:1``.
+            run: precision and memory format; by default both automatic.
+
+        Raises:
+            ConfigError: an unknown device, or one that is not there.
+        """
+        run = run or RunConfig()
+        chosen = _device(device)
+        bf16 = run.precision == "bf16" or (run.precision == "auto" and _has_bf16(chosen))
+        channels_last = run.channels_last == "on" or (run.channels_last == "auto" and bf16)
+        return cls(device=chosen, bf16=bf16, channels_last=channels_last)
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """Layout of four-dimensional tensors."""
+        return torch.channels_last if self.channels_last else torch.contiguous_format
+
+    def autocast(self) -> torch.autocast:
+        """Return a fresh autocast context for the backbone."""
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16)
+
+    def place(self, images_BCHW: Tensor) -> Tensor:
+        """Return images on the device in the memory format."""
+        return images_BCHW.to(self.device, memory_format=self.memory_format)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"device must be 'auto', 'cpu', 'cuda' or 'cuda:N', but got {name!r}.") from error
+    if device.type == "cpu" or (device.type == "cuda" and (device.index or 0) < torch.cuda.device_count()):
+        return device
+    raise ConfigError(f"device {name!r} is not there (GPUs seen: {torch.cuda.device_count()}); use 'cpu' or 'auto'.")
+
+
+def _has_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

@@ -1,0 +1,260 @@
+"""The network of sec. 3.1: backbone, global pooling, identity head, attribute heads.
+
+Shapes: B images, D pooled dimensions, K identities, M attributes, H hidden units of one attribute head.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck
+
+from mmfa.config import ModelConfig
+from mmfa.errors import ConfigError
+from mmfa.pooling import global_pool
+
+logger = logging.getLogger(__name__)
+
+SMALL_WIDTHS = (16, 32, 64, 128)
+"""Channels of the four stages of the embedded pair's backbone."""
+
+NEGATIVE_SLOPE = 0.1
+"""Slope of the heads' leaky ReLU below 0."""
+
+_BUILDERS = {"resnet50": torchvision.models.resnet50, "resnet18": torchvision.models.resnet18}
+_PUBLISHED: dict[str, torchvision.models.WeightsEnum] = {
+    "resnet50": torchvision.models.ResNet50_Weights.IMAGENET1K_V1,
+    "resnet18": torchvision.models.ResNet18_Weights.IMAGENET1K_V1,
+}
+
+
+class Features(NamedTuple):
+    """What one forward pass gives, all float32."""
+
+    pooled_BD: Tensor
+    """H of sec. 3.1: what MDAL aligns and what retrieval ranks by."""
+    identity_BK: Tensor | None
+    """Identity logits; none where they were not asked for (target images)."""
+    attributes_BM: Tensor
+    """Pre-sigmoid outputs of the attribute heads: what eq. 2 classifies and eq. 3 aligns."""
+
+
+class MMFA(nn.Module):
+    """The network, randomly initialised from torch's global generator.
+
+    Args:
+        config: architecture; ``config.weights`` is not read here but by :func:`resolve_weights`.
+        num_ids: K, training identities of the source.
+        num_attributes: M; 0 leaves the attribute heads out.
+    """
+
+    def __init__(self, config: ModelConfig, *, num_ids: int, num_attributes: int) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = build_backbone(config)
+        self.num_features = _num_features(self.backbone)
+        self.identity_head = identity_head(
+            self.num_features, num_ids, width=config.id_head_width, dropout=config.dropout
+        )
+        self.attribute_heads = AttributeHeads(
+            self.num_features, num_attributes, width=config.attr_head_width, dropout=config.dropout
+        )
+
+    def forward(self, images_BCHW: Tensor, *, with_identity: bool = True) -> Features:
+        """Return pooled features and the outputs of the heads.
+
+        An autocast of the caller reaches the backbone only; pooled features and heads are float32.
+
+        Args:
+            images_BCHW: normalised images.
+            with_identity: false skips the identity head.
+        """
+        pooled_BD = global_pool(self.backbone(images_BCHW), pooling=self.config.pooling)
+        with torch.autocast(pooled_BD.device.type, enabled=False):
+            identity_BK = self.identity_head(pooled_BD) if with_identity else None
+            return Features(pooled_BD, identity_BK, self.attribute_heads(pooled_BD))
+
+    def embed(self, images_BCHW: Tensor) -> Tensor:
+        """Return the un-normalised pooled features pooled_BD, float32: what retrieval compares (sec. 4.1)."""
+        return global_pool(self.backbone(images_BCHW), pooling=self.config.pooling)
+
+
+class AttributeHeads(nn.Module):
+    """M heads with one output each, computed together.
+
+    ``width`` > 0: Linear(D -> width) -> BN -> LeakyReLU -> Dropout -> Linear(width -> 1), every head with its own
+    weights. ``width`` = 0: BN -> Dropout -> Linear(D -> 1), where the heads see the same normalised features.
+
+    Args:
+        num_features: D.
+        num_attributes: M.
+        width: H, hidden units of each head, or 0.
+        dropout: rate.
+    """
+
+    def __init__(self, num_features: int, num_attributes: int, *, width: int, dropout: float) -> None:
+        super().__init__()
+        self.num_attributes = num_attributes
+        self.hidden: nn.Module | None = None
+        if num_attributes == 0:
+            return
+        if width == 0:
+            self.output = nn.Sequential(
+                nn.BatchNorm1d(num_features), nn.Dropout(dropout), nn.Linear(num_features, num_attributes)
+            )
+            return
+        self.hidden = nn.Sequential(
+            nn.Linear(num_features, num_attributes * width),
+            nn.BatchNorm1d(num_attributes * width),
+            nn.LeakyReLU(NEGATIVE_SLOPE),
+            nn.Dropout(dropout),
+            nn.Unflatten(1, (num_attributes, width)),
+        )
+        bound = 1 / math.sqrt(width)  # nn.Linear's own initialisation
+        self.weight_MH = nn.Parameter(torch.empty(num_attributes, width).uniform_(-bound, bound))
+        self.bias_M = nn.Parameter(torch.empty(num_attributes).uniform_(-bound, bound))
+
+    def forward(self, pooled_BD: Tensor) -> Tensor:
+        """Return the pre-sigmoid outputs attributes_BM."""
+        if self.num_attributes == 0:
+            return pooled_BD.new_zeros(len(pooled_BD), 0)
+        if self.hidden is None:
+            outputs_BM: Tensor = self.output(pooled_BD)
+            return outputs_BM
+        return torch.einsum("bmh,mh->bm", self.hidden(pooled_BD), self.weight_MH) + self.bias_M
+
+
+def identity_head(num_features: int, num_ids: int, *, width: int, dropout: float) -> nn.Sequential:
+    """Return Linear -> BN -> LeakyReLU -> Dropout -> Linear, or BN -> Dropout -> Linear for width 0."""
+    if width == 0:
+        return nn.Sequential(nn.BatchNorm1d(num_features), nn.Dropout(dropout), nn.Linear(num_features, num_ids))
+    return nn.Sequential(
+        nn.Linear(num_features, width),
+        nn.BatchNorm1d(width),
+        nn.LeakyReLU(NEGATIVE_SLOPE),
+        nn.Dropout(dropout),
+        nn.Linear(width, num_ids),
+    )
+
+
+def build_backbone(config: ModelConfig) -> nn.Sequential:
+    """Return the stages up to the last feature maps; parameter names are torchvision's."""
+    if config.backbone == "small":
+        return _small_backbone(last_stride=config.last_stride)
+    resnet = _BUILDERS[config.backbone](weights=None)
+    _set_last_stride(resnet.layer4[0], config.last_stride)
+    stages = {name: module for name, module in resnet.named_children() if name not in ("avgpool", "fc")}
+    return nn.Sequential(OrderedDict(stages))
+
+
+def resolve_weights(config: ModelConfig) -> dict[str, Tensor] | None:
+    """Return the backbone's starting weights, or None for a random start.
+
+    ``imagenet`` comes from torch hub's cache, or from torchvision's publisher into that cache where there is a network;
+    anything else but ``none`` is the path of a state dict in torchvision's naming, with or without a classifier.
+
+    Raises:
+        ConfigError: weights that cannot be had, cannot be read, or are not this backbone's.
+    """
+    if config.weights == "none":
+        return None
+    found = _published(config) if config.weights == "imagenet" else _from_file(Path(config.weights))
+    found = {name: value for name, value in found.items() if not name.startswith("fc.")}
+    with torch.device("meta"):
+        expected = build_backbone(config).state_dict()
+    wrong = sorted(
+        name
+        for name in found.keys() | {name for name in expected if not name.endswith("num_batches_tracked")}
+        if name not in found or name not in expected or found[name].shape != expected[name].shape
+    )
+    if wrong:
+        raise ConfigError(
+            f"model.weights must hold exactly the tensors of {config.backbone}, but in {config.weights!r} "
+            f"{len(wrong)} are missing, unknown or of another shape (the first: {wrong[0]!r}); "
+            "give weights of this backbone or set model.backbone to theirs."
+        )
+    return found
+
+
+def _published(config: ModelConfig) -> dict[str, Tensor]:
+    if config.backbone not in _PUBLISHED:
+        raise ConfigError(
+            f"model.weights='imagenet' exists for {' and '.join(_PUBLISHED)}, but model.backbone is "
+            f"{config.backbone!r}; set model.weights to 'none' or to a file."
+        )
+    weights = _PUBLISHED[config.backbone]
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    file = weights.url.rpartition("/")[2]
+    try:
+        tensors: dict[str, Tensor] = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
+    except Exception as error:  # a damaged file makes the unpickler raise anything
+        raise ConfigError(
+            f"the ImageNet weights of {config.backbone} could not be read from {folder} nor downloaded "
+            f"({_first_line(error)}): place {file} in {folder}, or name a file with --set model.weights=FILE."
+        ) from error
+    return tensors
+
+
+def _from_file(path: Path) -> dict[str, Tensor]:
+    try:
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file makes the unpickler raise anything
+        raise ConfigError(
+            f"model.weights must be 'imagenet', 'none' or the path of a state dict saved by torch.save, "
+            f"but {str(path)!r} cannot be read ({_first_line(error)}); check the path or save the file again."
+        ) from error
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise ConfigError(
+            f"model.weights must be a state dict, names to tensors, but {str(path)!r} holds something else; "
+            "save it with torch.save(model.state_dict(), FILE)."
+        )
+    return content
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+
+
+def _set_last_stride(block: nn.Module, stride: int) -> None:
+    assert isinstance(block, BasicBlock | Bottleneck) and isinstance(block.downsample, nn.Sequential)
+    strided = block.conv1 if isinstance(block, BasicBlock) else block.conv2
+    for convolution in (strided, block.downsample[0]):
+        assert isinstance(convolution, nn.Conv2d)
+        convolution.stride = (stride, stride)
+
+
+def _small_backbone(*, last_stride: int) -> nn.Sequential:
+    stem = SMALL_WIDTHS[0]
+    stages: OrderedDict[str, nn.Module] = OrderedDict(
+        conv1=nn.Conv2d(3, stem, 3, stride=2, padding=1, bias=False),
+        bn1=nn.BatchNorm2d(stem),
+        relu=nn.ReLU(inplace=True),
+    )
+    before = stem
+    for number, (width, stride) in enumerate(zip(SMALL_WIDTHS, (1, 2, 2, last_stride), strict=True), start=1):
+        stages[f"layer{number}"] = nn.Sequential(_basic_block(before, width, stride=stride))
+        before = width
+    backbone = nn.Sequential(stages)
+    for module in backbone.modules():
+        if isinstance(module, nn.Conv2d):  # as torchvision initialises its own
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    return backbone
+
+
+def _basic_block(before: int, width: int, *, stride: int) -> BasicBlock:
+    if before == width and stride == 1:
+        return BasicBlock(before, width)
+    downsample = nn.Sequential(nn.Conv2d(before, width, 1, stride=stride, bias=False), nn.BatchNorm2d(width))
+    return BasicBlock(before, width, stride, downsample)
+
+
+def _num_features(backbone: nn.Sequential) -> int:
+    norms = [module for module in backbone.modules() if isinstance(module, nn.BatchNorm2d)]
+    return max(norm.num_features for norm in norms)

@@ -1,0 +1,66 @@
+"""What one epoch of a training reports, and the names of its metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from mmfa.ranking import RetrievalReport
+
+REPORTED_RANKS = (1, 5, 10)
+"""CMC ranks among the metrics."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EpochReport:
+    """What one epoch gave."""
+
+    epoch: int
+    """Epochs finished, from 1."""
+    num_epochs: int
+    """Epochs of the whole training."""
+    losses: Mapping[str, float]
+    """Means over the epoch of the fields of :class:`LossTerms`, unweighted but ``total``."""
+    mmd: Mapping[str, float]
+    """Kernel diagnostics on the epoch's last batch; empty without target images."""
+    grad_share: Mapping[str, float]
+    """‖λ ∇L‖ of ``attr``, ``aal`` and ``mdal`` over ‖λ ∇L_id‖, on the pooled features of the last batch."""
+    retrieval: Mapping[str, RetrievalReport]
+    """``target_val`` after each epoch, ``source_val`` after the last; empty where nothing is held out."""
+    learning_rate: float
+    """Rate of the epoch's last step."""
+    seconds: float
+    """Wall time of the epoch, evaluation included."""
+    images_per_second: float
+    """Source and target images over the wall time of the steps alone."""
+    ended_at: float
+    """Unix seconds."""
+
+    def metrics(self) -> dict[str, float]:
+        """Return flat values by metric name: the one place where the names are defined."""
+        values = {f"train/loss_{name}": value for name, value in self.losses.items()}
+        values |= {f"mmd/{name}": value for name, value in self.mmd.items()}
+        values |= {f"grad_share/{name}": value for name, value in self.grad_share.items()}
+        for split, report in self.retrieval.items():
+            values |= retrieval_metrics(split, report)
+        values["train/learning_rate"] = self.learning_rate
+        values["train/images_per_second"] = self.images_per_second
+        values["train/seconds"] = self.seconds
+        return values
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Return the report that ``dataclasses.asdict`` took apart, also after a trip through JSON."""
+        retrieval = {split: RetrievalReport.from_dict(report) for split, report in values["retrieval"].items()}
+        return cls(**{**values, "retrieval": retrieval})
+
+
+def retrieval_metrics(split: str, report: RetrievalReport) -> dict[str, float]:
+    """Return ``{split}/mAP``, ``/mAP_trapezoid``, ``/mINP`` and ``/rank1``, ``/rank5``, ``/rank10``."""
+    return {
+        f"{split}/mAP": report.mAP,
+        f"{split}/mAP_trapezoid": report.mAP_trapezoid,
+        f"{split}/mINP": report.mINP,
+        **{f"{split}/rank{k}": report.rank(k) for k in REPORTED_RANKS},
+    }

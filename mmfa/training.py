@@ -1,0 +1,310 @@
+"""One training of MMFA, epoch by epoch, for whoever iterates over it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import platform
+import time
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import mmfa
+from mmfa import checkpoint
+from mmfa.checkpoint import Checkpoint
+from mmfa.config import TrialConfig
+from mmfa.data.batches import Batch, Batches
+from mmfa.data.records import Ints
+from mmfa.data.store import Store
+from mmfa.diagnostics import LossLog, grad_shares, kernel_metrics
+from mmfa.errors import CheckpointError, ConfigError, DivergedError
+from mmfa.evaluate import evaluate
+from mmfa.hardware import Hardware
+from mmfa.model import MMFA, Features, resolve_weights
+from mmfa.objective import LossTerms, Objective
+from mmfa.optim import Average, build_sgd, learning_rate, momenta, restore_momenta
+from mmfa.ranking import RetrievalReport
+from mmfa.reports import EpochReport
+
+__all__ = ["EpochReport", "Training"]
+
+
+class Training:
+    """One training: everything in it follows from the config, the two stores and the hardware.
+
+    The same config on the same machine gives bit-identical losses, and so does a training resumed after any epoch. What
+    the caller does with torch's global generator between epochs changes nothing.
+
+    Args:
+        config: the trial.
+        source: labelled images, with their official splits.
+        target: images whose labels only evaluation reads.
+        device: ``auto`` (a GPU where there is one), or a torch device such as ``cpu`` or ``cuda:1``.
+
+    Raises:
+        ConfigError: weights that cannot be had, a device that is not there.
+        DataError: datasets too small for the batches or for the held-out identities.
+    """
+
+    def __init__(self, config: TrialConfig, *, source: Store, target: Store, device: str = "auto") -> None:
+        self.config = config
+        self.source, self.target = source, target
+        self.hardware = Hardware.choose(device, config.run)
+        self.history: list[EpochReport] = []
+        self._batches = Batches(
+            config.data,
+            source=source,
+            target=target,
+            seed=config.run.seed,
+            device=self.hardware.device,
+            channels_last=self.hardware.channels_last,
+        )
+        self.model = self._new_model()
+        self._optimiser = build_sgd(self.model, config.optim)
+        self._objective = Objective(config.loss, config.kernel)
+        decay = config.optim.average_decay
+        self._average = None if decay is None else Average(self.model, decay=decay)
+
+    @property
+    def pids(self) -> Ints:
+        """Ascending training identities of the source: the classes of the identity head."""
+        return self._batches.train_pids
+
+    @property
+    def attribute_names(self) -> tuple[str, ...]:
+        """Columns of the attribute heads."""
+        return self._batches.attribute_names
+
+    @property
+    def evaluated_model(self) -> MMFA:
+        """The model that is evaluated and exported: the running average where there is one."""
+        if self._average is None:
+            return self.model
+        assert isinstance(self._average.model, MMFA)
+        return self._average.model
+
+    def epochs(self) -> Iterator[EpochReport]:
+        """Train, and yield the report of each finished epoch; continues after the last one in ``history``.
+
+        Raises:
+            DivergedError: a loss or a weight that is not finite; names epoch, step and term.
+        """
+        while len(self.history) < self.config.optim.num_epochs:
+            with _deterministic(self.hardware.device, seed=(self.config.run.seed, len(self.history))):
+                report = self._epoch(len(self.history))
+            self.history.append(report)
+            yield report
+
+    def test(self) -> RetrievalReport:
+        """Return the retrieval on the target's official test split, after the last epoch and only then.
+
+        Raises:
+            ConfigError: epochs are left to train.
+        """
+        done, num_epochs = len(self.history), self.config.optim.num_epochs
+        if done < num_epochs:
+            raise ConfigError(
+                f"the test split is for finished trainings, but {done} of {num_epochs} epochs are done; run the others."
+            )
+        rows = self.target.domain.rows
+        return self._evaluate(self.target, rows("query"), rows("gallery"))
+
+    def save(self, folder: Path, *, before_commit: Callable[[], None] = checkpoint.nothing) -> Path:
+        """Write ``folder/epoch-NNNN``, from which :meth:`resume` continues, and keep the newest two of the folder.
+
+        Args:
+            folder: one process at a time writes into it.
+            before_commit: called right before the checkpoint appears; what it raises leaves nothing behind.
+        """
+        assert self.history, "nothing is trained yet"
+        tensors = {f"model/{name}": value for name, value in self.model.state_dict().items()}
+        tensors |= {f"momentum/{name}": value for name, value in momenta(self._optimiser, self.model).items()}
+        if self._average is not None:
+            tensors |= {f"average/{name}": value for name, value in self._average.model.state_dict().items()}
+        state = {
+            "kind": "training",
+            **self._identity(),
+            "epoch": len(self.history),
+            "history": [dataclasses.asdict(report) for report in self.history],
+        }
+        name = f"epoch-{len(self.history):04d}"
+        path = checkpoint.save(folder, name, tensors=tensors, state=state, before_commit=before_commit)
+        checkpoint.keep_newest(folder)
+        return path
+
+    def resume(self, saved: Checkpoint) -> None:
+        """Continue from a checkpoint as if the training had never stopped.
+
+        Raises:
+            CheckpointError: it is of another config, other data, other identities or attributes, or no training's.
+        """
+        if saved.state.get("kind") != "training":
+            raise CheckpointError(
+                f"{saved.path} holds an exported model, which has no optimiser; resume from an epoch-NNNN."
+            )
+        self._refuse_other(saved)
+        self.model.load_state_dict(_named("model", saved.tensors))
+        restore_momenta(self._optimiser, self.model, _named("momentum", saved.tensors))
+        if self._average is not None:
+            self._average.model.load_state_dict(_named("average", saved.tensors))
+        self.history = [EpochReport.from_dict(report) for report in saved.state["history"]]
+
+    def export(self, folder: Path) -> Path:
+        """Write the evaluated model, with its config, identities and attribute names, for ``checkpoint.load_model``."""
+        state = {"kind": "model", **self._identity(), "epoch": len(self.history)}
+        return checkpoint.save(folder.parent, folder.name, tensors=self.evaluated_model.state_dict(), state=state)
+
+    def _new_model(self) -> MMFA:
+        weights = resolve_weights(self.config.model)
+        with _deterministic(torch.device("cpu"), seed=(self.config.run.seed,)):
+            model = MMFA(self.config.model, num_ids=len(self.pids), num_attributes=len(self.attribute_names))
+        if weights is not None:
+            model.backbone.load_state_dict(weights, strict=False)  # resolve_weights checked the names
+        model.to(memory_format=self.hardware.memory_format)
+        return model.to(self.hardware.device)
+
+    def _epoch(self, epoch: int) -> EpochReport:
+        started = time.perf_counter()
+        losses, mmd, shares = self._train(epoch)
+        trained = time.perf_counter()
+        retrieval = self._validate(last=epoch + 1 == self.config.optim.num_epochs)
+        data = self.config.data
+        images = self._batches.num_steps * (data.source_batch + (data.target_batch if data.use_target else 0))
+        return EpochReport(
+            epoch=epoch + 1,
+            num_epochs=self.config.optim.num_epochs,
+            losses=losses,
+            mmd=mmd,
+            grad_share=shares,
+            retrieval=retrieval,
+            learning_rate=self._rate(epoch, self._batches.num_steps - 1),
+            seconds=time.perf_counter() - started,
+            images_per_second=images / (trained - started),
+            ended_at=time.time(),
+        )
+
+    def _train(self, epoch: int) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
+        """Take the steps of one epoch; return mean losses and, of the last step, kernel metrics and gradient shares."""
+        self.model.train()
+        log = LossLog(epoch + 1)
+        mmd: dict[str, float] = {}
+        shares: dict[str, float] = {}
+        # Closed by us and not by the garbage collector: a prefetch thread stands behind it.
+        with contextlib.closing(cast("Generator[Batch]", self._batches.epoch(epoch))) as batches:
+            for step, batch in enumerate(batches):
+                source, target, terms = self._forward(batch)
+                if step == self._batches.num_steps - 1:
+                    pooled = [features.pooled_BD for features in (source, target) if features is not None]
+                    shares = grad_shares(terms, pooled, weights=self._objective.weights)
+                    mmd = {} if target is None else kernel_metrics(source, target, kernel=self.config.kernel)
+                self._update(terms, rate=self._rate(epoch, step))
+                log.add(terms)
+        losses = log.means()
+        # The losses cannot show what the last step itself did.
+        if not torch.isfinite(torch.nn.utils.get_total_norm(self.model.parameters())):
+            raise DivergedError(f"epoch {epoch + 1}, step {self._batches.num_steps}: the weights are not finite.")
+        return losses, mmd, shares
+
+    def _rate(self, epoch: int, step: int) -> float:
+        num_steps = self._batches.num_steps
+        return learning_rate(self.config.optim, step=epoch * num_steps + step, steps_per_epoch=num_steps)
+
+    def _forward(self, batch: Batch) -> tuple[Features, Features | None, LossTerms]:
+        """Forward the source, then the target, through the same weights and BatchNorm statistics."""
+        aligns = self.config.loss.lambda_aal > 0 or self.config.loss.lambda_mdal > 0
+        with self.hardware.autocast():
+            source = self.model(batch.source_BCHW)
+            target = None
+            if batch.target_BCHW is not None:
+                with contextlib.nullcontext() if aligns else torch.no_grad():
+                    target = self.model(batch.target_BCHW, with_identity=False)
+        terms = self._objective(
+            source, target, labels_B=batch.labels_B, attributes_BM=batch.attributes_BM, mask_BM=batch.mask_BM
+        )
+        return source, target, terms
+
+    def _update(self, terms: LossTerms, *, rate: float) -> None:
+        self._optimiser.zero_grad(set_to_none=True)
+        terms.total.backward()  # type: ignore[no-untyped-call]
+        if self.config.optim.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.clip_norm, foreach=True)
+        for group in self._optimiser.param_groups:
+            group["lr"] = rate
+        self._optimiser.step()
+        if self._average is not None:
+            self._average.update()
+
+    def _validate(self, *, last: bool) -> dict[str, RetrievalReport]:
+        if self.config.data.num_val_ids == 0:
+            return {}
+        stores = {"target_val": self.target} | ({"source_val": self.source} if last else {})
+        reports = {}
+        for split, store in stores.items():
+            rows = store.domain.with_held_out(self.config.data.num_val_ids).rows
+            reports[split] = self._evaluate(store, rows("val_query"), rows("val_gallery"))
+        return reports
+
+    def _evaluate(self, store: Store, query_rows: Ints, gallery_rows: Ints) -> RetrievalReport:
+        return evaluate(
+            self.evaluated_model,
+            store,
+            query_rows=query_rows,
+            gallery_rows=gallery_rows,
+            height=self.config.data.image_height,
+            width=self.config.data.image_width,
+            hardware=self.hardware,
+        )
+
+    def _identity(self) -> dict[str, Any]:
+        """Return what a checkpoint must have in common with the training that resumes from it, and its versions."""
+        return {
+            "config": self.config.to_json(),
+            "fingerprints": {"source": self.source.fingerprint, "target": self.target.fingerprint},
+            "pids": self.pids.tolist(),
+            "attribute_names": list(self.attribute_names),
+            "versions": {"mmfa": mmfa.__version__, "torch": torch.__version__, "python": platform.python_version()},
+        }
+
+    def _refuse_other(self, saved: Checkpoint) -> None:
+        theirs, ours = saved.state, self._identity()
+        if theirs["config"] != ours["config"]:
+            flat = TrialConfig.from_json(theirs["config"]).flatten()
+            differing = [
+                f"{key} ({flat[key]!r}, here {value!r})"
+                for key, value in self.config.flatten().items()
+                if flat[key] != value
+            ]
+            raise CheckpointError(
+                f"a training resumes from its own config, but {saved.path} differs in {', '.join(differing)}; "
+                "restore these values or start afresh."
+            )
+        for key, what in (("fingerprints", "data"), ("pids", "identities"), ("attribute_names", "attributes")):
+            if theirs[key] != ours[key]:
+                raise CheckpointError(
+                    f"a training resumes on its own {what}, but those of {saved.path} differ from those given; "
+                    "restore the datasets or start afresh."
+                )
+
+
+def _named(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors whose names start with ``prefix/``, without it."""
+    return {name.removeprefix(f"{prefix}/"): value for name, value in tensors.items() if name.startswith(f"{prefix}/")}
+
+
+@contextlib.contextmanager
+def _deterministic(device: torch.device, *, seed: tuple[int, ...]) -> Iterator[None]:
+    """Seed torch's global generators within, and put back outside what was there."""
+    devices = [device] if device.type == "cuda" else []
+    state = int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0])
+    flags = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)
+    with torch.random.fork_rng(devices), flags:
+        torch.default_generator.manual_seed(state)
+        for index in devices:
+            with torch.cuda.device(index):
+                torch.cuda.manual_seed(state)
+        yield

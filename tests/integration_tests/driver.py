@@ -1,0 +1,154 @@
+"""Run the real command in a process group of its own, kill it, and read what it left."""
+
+import collections
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import optuna
+import psutil
+from mlflow.tracking import MlflowClient
+
+ROOT = Path(__file__).resolve().parents[2]
+
+TINY = """
+question = "Does a study survive?"
+trials = 4
+start_up = 2
+[fixed]
+"optim.num_epochs" = 3
+"optim.warmup_epochs" = 1
+[space."loss.lambda_attr"]
+low = 0.01
+high = 30.0
+log = true
+"""
+
+
+class Driver:
+    """One study: its folder, its command, its processes."""
+
+    def __init__(self, folder, *, cache, study=TINY, lease_seconds=20):
+        self.out = folder / "out"
+        self.file = folder / "tiny.toml"
+        self.file.write_text(study)
+        self.command = [sys.executable, str(ROOT / "tune" / "run_study.py"), "--study", str(self.file)]
+        self.command += ["--out", str(self.out), "--cache-dir", str(cache), "--lease-seconds", str(lease_seconds)]
+        self.process = None
+
+    def start(self, *more):
+        log = (self.out.parent / "log.txt").open("ab")
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(
+            [*self.command, *more], stdout=log, stderr=log, start_new_session=True, env=environment
+        )
+        return self.process
+
+    def run(self, *more, timeout=400):
+        """Run to the end; return the exit code and what this call printed."""
+        log = self.out.parent / "log.txt"
+        before = log.stat().st_size if log.exists() else 0
+        code = self.start(*more).wait(timeout)
+        return code, log.read_bytes()[before:].decode()
+
+    def workers(self):
+        """Return the processes of this driver that train."""
+        found = []
+        for child in psutil.Process(self.process.pid).children(recursive=True):
+            try:
+                if any(word.startswith("ray::") and "IDLE" not in word for word in child.cmdline()):
+                    found.append(child)
+            except psutil.Error:
+                continue
+        return found
+
+    def kill(self, number=signal.SIGKILL):
+        os.kill(self.process.pid, number)
+        return self.process.wait(60)
+
+    def wait_for(self, condition, *, timeout=180):
+        """Wait until ``condition()`` holds while the driver runs."""
+        deadline = time.monotonic() + timeout
+        while not condition():
+            assert self.process.poll() is None, (self.out.parent / "log.txt").read_text()
+            assert time.monotonic() < deadline, "waited too long"
+            time.sleep(0.1)
+
+    def epochs(self):
+        """Return every epoch that was trained and committed, as (lineage, epoch)."""
+        return [
+            (journal.parent.name, json.loads(line)["epoch"])
+            for journal in self.out.glob("storage/*/*/journal.jsonl")
+            for line in journal.read_text().splitlines()
+        ]
+
+    def ledger(self):
+        """Return the Optuna trials by stage."""
+        storage = optuna.storages.RDBStorage(f"sqlite:///{self.out / 'ledger.db'}")
+        return {
+            "controls" if name.endswith("/controls") else "search": optuna.load_study(
+                study_name=name, storage=storage
+            ).trials
+            for name in optuna.get_all_study_names(storage)
+        }
+
+    def runs(self):
+        """Return all MLflow runs of the folder."""
+        client = MlflowClient(f"sqlite:///{self.out / 'mlflow.db'}")
+        return [run for e in client.search_experiments() for run in client.search_runs([e.experiment_id])]
+
+
+def check_exactly_once(driver, *, trials, epochs):
+    """The promise: N terminal lineages, each epoch trained once, one closed MLflow run per lineage, no point twice."""
+    stages = driver.ledger()
+    for stage, number in (("controls", 2), ("search", trials)):
+        lineages = collections.defaultdict(list)
+        for trial in stages[stage]:
+            first = trial.user_attrs.get("lineage", len(lineages))
+            lineages[first].append(trial)
+        assert len(lineages) == number
+        ends = [attempts[-1].state.name for attempts in lineages.values()]
+        assert ends == ["COMPLETE"] * number
+        assert not [trial for trial in stages[stage] if trial.state.name in ("RUNNING", "WAITING")]
+        assert sum(trial.state.name == "COMPLETE" for trial in stages[stage]) == number
+        for attempts in lineages.values():
+            assert sorted(attempts[-1].intermediate_values) == list(range(1, epochs + 1))
+    points = [tuple(t.params.values()) for t in stages["search"] if t.state.name == "COMPLETE"]
+    assert len(set(points)) == trials
+
+    counted = collections.Counter(driver.epochs())
+    assert set(counted.values()) == {1}, "an epoch was trained and committed twice"
+    assert len(counted) >= (trials + 2) * epochs - 2, "only a kill between a commit and its journal line may hide one"
+
+    runs = driver.runs()
+    by_lineage = collections.Counter(run.data.tags.get("mmfa.lineage", "study") for run in runs)
+    assert set(by_lineage.values()) == {1} and len(by_lineage) == trials + 3
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    check_metrics(driver, epochs)
+    assert not list(driver.out.glob("storage/*/ray-*")) and not list(driver.out.glob("storage/*/*/attempt-*"))
+    assert not [path for path in driver.out.rglob("*") if path.suffix == ".tmp"]
+
+
+def check_metrics(driver, epochs):
+    """Every lineage has each epoch's objective once, equal to the ledger's."""
+    with sqlite3.connect(driver.out / "mlflow.db") as database:
+        rows = database.execute(
+            "SELECT t.value, m.step, m.value FROM metrics m JOIN tags t ON t.run_uuid = m.run_uuid "
+            "WHERE m.key = 'target_val/mAP' AND t.key = 'mmfa.lineage'"
+        ).fetchall()
+    assert len(rows) == len({(lineage, step) for lineage, step, _ in rows})
+    recorded = {(lineage, step): value for lineage, step, value in rows}
+    stages = driver.ledger()
+    for stage in stages.values():
+        for number, trial in enumerate(t for t in stage if "lineage" not in t.user_attrs):
+            name = (
+                f"controls/{trial.user_attrs['control']}" if "control" in trial.user_attrs else f"search/{number:04d}"
+            )
+            attempts = [t for t in stage if t.user_attrs.get("lineage", -1) == number] or [trial]
+            for step in range(1, epochs + 1):
+                assert recorded[name, step] == attempts[-1].intermediate_values[step]

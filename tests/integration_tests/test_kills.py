@@ -1,0 +1,91 @@
+"""Kill anything, run the same command again: the real command, the real Ray, SIGKILL."""
+
+import json
+import random
+import re
+import signal
+import time
+
+import pytest
+from integration_tests.driver import Driver, check_exactly_once
+
+pytestmark = pytest.mark.slow
+EPOCHS, TRIALS = 3, 4
+
+
+@pytest.fixture
+def driver(tmp_path, embedded_cache):
+    driver = Driver(tmp_path, cache=embedded_cache)
+    yield driver
+    if driver.process is not None and driver.process.poll() is None:
+        driver.kill()
+
+
+def test_driver_killed_at_random_moments(driver):
+    """Three SIGKILLs of the driver, one of a worker, one Ctrl-C; then the command runs to its end."""
+    moments = random.Random(8)
+    for kind in ("driver", "driver", "worker", "driver", "interrupt"):
+        target = len(driver.epochs()) + moments.randint(1, 3)
+        driver.start()
+        driver.wait_for(lambda target=target: len(driver.epochs()) >= target)
+        time.sleep(moments.random())
+        if kind == "worker":
+            victims = driver.workers()
+            assert victims, "no worker was training"
+            moments.choice(victims).kill()
+            driver.wait_for(lambda before=len(driver.epochs()): len(driver.epochs()) > before + 1)
+        code = driver.kill(signal.SIGINT if kind == "interrupt" else signal.SIGKILL)
+        assert code == (130 if kind == "interrupt" else -signal.SIGKILL)
+    assert "Interrupted" in (driver.out.parent / "log.txt").read_text()
+    code, text = driver.run()
+    assert code == 0, text
+    check_exactly_once(driver, trials=TRIALS, epochs=EPOCHS)
+    assert "Promoted: mmfa-embedded-source-to-embedded-target@candidate is now version 1." in text
+
+    code, again = driver.run()
+    assert code == 0 and "is finished: here is its result again" in again
+    assert "is this trial already (version 1)" in again
+    check_exactly_once(driver, trials=TRIALS, epochs=EPOCHS)
+    for line in re.findall(r"search/\d+ .*complete", text):
+        assert line not in again, "nothing is trained again"
+
+
+def test_second_driver_is_refused_and_a_thawed_one_changes_nothing(driver, tmp_path):
+    frozen = Driver.__new__(Driver)
+    frozen.__dict__.update(driver.__dict__)
+    frozen.command = [*driver.command[:-1], "3"]
+    frozen.start()
+    frozen.wait_for(lambda: len(frozen.epochs()) >= 1)
+    code, text = driver.run(timeout=120)
+    assert code == 2 and re.search(r"being driven by process \d+ on .*, whose lease lasts for \d+ s more", text), text
+
+    frozen.process.send_signal(signal.SIGSTOP)
+    time.sleep(4)
+    code, text = driver.run()
+    assert code == 0, text
+    frozen.process.send_signal(signal.SIGCONT)
+    assert frozen.process.wait(90) == 1
+    assert "taken over" in (driver.out.parent / "log.txt").read_text()
+    check_exactly_once(driver, trials=TRIALS, epochs=EPOCHS)
+
+
+def test_a_corrupt_checkpoint_is_set_aside_and_told(driver):
+    driver.start()
+    found = []
+
+    def two_epochs():
+        found[:] = sorted(driver.out.glob("storage/*/*/attempt-*/epoch-0002/*.safetensors"))
+        return bool(found)
+
+    driver.wait_for(two_epochs)
+    driver.kill()
+    victim = found[0]
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    victim.write_bytes(content)
+    lineage = victim.parents[2]
+    code, text = driver.run()
+    assert code == 0, text
+    record = json.loads((lineage / "result.json").read_text())
+    assert any("epoch-0002" in note and "was corrupt" in note for note in record["notes"])
+    assert len(record["history"]) == EPOCHS

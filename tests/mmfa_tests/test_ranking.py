@@ -1,0 +1,158 @@
+"""CMC, both average precisions and mINP against plain loops and by hand."""
+
+import numpy as np
+import pytest
+import torch
+from references import ranking as reference
+
+from mmfa.errors import DataError
+from mmfa.ranking import RetrievalReport, distances, rank
+
+
+def labels(rng, num_queries, num_gallery, *, pids=8, cameras=3):
+    return {
+        "query_pids": rng.integers(1, pids, num_queries),
+        "query_camids": rng.integers(0, cameras, num_queries),
+        "gallery_pids": rng.integers(-1, pids, num_gallery),
+        "gallery_camids": rng.integers(0, cameras, num_gallery),
+    }
+
+
+def one_query(ranked):
+    """Return the report of a query of pid 1 whose gallery, in order of distance, matches or not."""
+    num = len(ranked)
+    return rank(
+        np.arange(num, dtype=np.float32)[None],
+        query_pids=np.array([1]),
+        query_camids=np.array([0]),
+        gallery_pids=np.array([1 if is_match else 2 for is_match in ranked]),
+        gallery_camids=np.ones(num, dtype=np.int64),
+    )
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("levels", [3, 10_000])  # three values only: nearly everything ties
+def test_equals_the_plain_loops(seed, dtype, levels):
+    rng = np.random.default_rng(seed)
+    num_queries, num_gallery = int(rng.integers(1, 20)), int(rng.integers(20, 80))
+    matrix = rng.integers(0, levels, (num_queries, num_gallery)).astype(dtype)
+    given = labels(rng, num_queries, num_gallery)
+    before = matrix.copy()
+    report = rank(matrix, **given, max_rank=50)
+    expected = reference.rank(matrix.tolist(), **{k: v.tolist() for k, v in given.items()}, max_rank=50)
+    for name, value in expected.items():
+        assert getattr(report, name) == pytest.approx(value, rel=1e-12), name
+    assert np.array_equal(matrix, before)
+    chunked = rank([matrix[:1], matrix[1:]] if num_queries > 1 else [matrix], **given)
+    assert chunked == report
+
+
+@pytest.mark.parametrize(
+    ("ranked", "rectangle", "trapezoid", "penalty"),
+    [
+        ([1, 0, 1, 0, 0], 5 / 6, 19 / 24, 2 / 3),  # 0.8333 and 0.7917
+        ([0, 1], 0.5, 0.25, 0.5),
+        ([1, 1, 0], 1.0, 1.0, 1.0),
+    ],
+)
+def test_by_hand(ranked, rectangle, trapezoid, penalty):
+    report = one_query(ranked)
+    assert (report.mAP, report.mAP_trapezoid, report.mINP) == pytest.approx((rectangle, trapezoid, penalty), rel=1e-12)
+    assert report.rank(1) == ranked[0]
+
+
+def test_a_tie_counts_against_the_model():
+    report = rank(
+        np.zeros((1, 4), dtype=np.float32),
+        query_pids=np.array([1]),
+        query_camids=np.array([0]),
+        gallery_pids=np.array([1, 2, 3, 1]),
+        gallery_camids=np.array([1, 1, 1, 0]),  # the last is junk
+    )
+    assert report.cmc[:4] == (0.0, 0.0, 1.0, 1.0)
+    assert report.mAP == pytest.approx(1 / 3)
+
+
+def test_a_gallery_shorter_than_max_rank_pads_the_cmc():
+    report = one_query([0, 1])
+    assert report.cmc == (0.0, *[1.0] * 49)
+
+
+def test_distractors_match_nobody_even_a_query_of_their_number():
+    report = rank(
+        np.array([[0.0, 1.0], [0.0, 1.0]], dtype=np.float32),
+        query_pids=np.array([0, 1]),
+        query_camids=np.array([0, 0]),
+        gallery_pids=np.array([0, 1]),
+        gallery_camids=np.array([1, 1]),
+    )
+    assert (report.num_queries, report.num_skipped, report.mAP) == (1, 1, 0.5)
+
+
+def test_a_gallery_of_positives_only():
+    assert one_query([1, 1]).mAP == 1.0
+
+
+def test_no_query_with_a_positive_names_the_rule():
+    with pytest.raises(DataError, match=r"none of the 3 queries.*1 have a pid that is not.*2 have it.*own camera"):
+        rank(
+            np.zeros((3, 2)),
+            query_pids=np.array([1, 2, 9]),
+            query_camids=np.array([0, 0, 0]),
+            gallery_pids=np.array([1, 2]),
+            gallery_camids=np.array([0, 0]),
+        )
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("column", [0, 1, 2])  # a positive, junk, a negative
+def test_non_finite_distances_are_refused(bad, column):
+    matrix = np.array([[0.1, 0.2, 0.3, 0.4]])
+    matrix[0, column] = bad
+    with pytest.raises(DataError, match="finite"):
+        rank(
+            matrix,
+            query_pids=np.array([1]),
+            query_camids=np.array([0]),
+            gallery_pids=np.array([1, 1, 2, 3]),
+            gallery_camids=np.array([1, 0, 1, 1]),
+        )
+
+
+def test_rank_outside_the_cmc():
+    report = one_query([1])
+    with pytest.raises(IndexError, match="1 <= k <= 50"):
+        report.rank(0)
+    with pytest.raises(IndexError, match="got 51"):
+        report.rank(51)
+
+
+def test_report_survives_json():
+    report = one_query([0, 1, 0, 1])
+    assert RetrievalReport.from_json(report.to_json()) == report
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 100])
+def test_distances_are_squared_l2(chunk):
+    generator = torch.Generator().manual_seed(0)
+    query, gallery = torch.randn(7, 12, generator=generator) + 50, torch.randn(9, 12, generator=generator) + 50
+    got = np.concatenate([rows.copy() for rows in distances(query, gallery, chunk=chunk)])
+    expected = [[((q - g) ** 2).sum().item() for g in gallery.double()] for q in query.double()]
+    assert got.dtype == np.float32
+    np.testing.assert_allclose(got, expected, rtol=1e-4)
+
+
+def test_a_near_duplicate_far_from_the_origin_is_nearest():
+    gallery = 1000 + torch.randn(50, 64, generator=torch.Generator().manual_seed(1))
+    (rows,) = distances(gallery + 1e-3, gallery)
+    assert (rows.argmin(axis=1) == np.arange(50)).all()
+    assert (rows >= 0).all()
+
+
+def test_non_finite_features_are_refused():
+    bad = torch.full((2, 3), torch.nan)
+    with pytest.raises(DataError, match="finite"):
+        list(distances(torch.zeros(1, 3), bad))
+    with pytest.raises(DataError, match="finite"):
+        list(distances(bad, torch.zeros(1, 3)))

@@ -1,0 +1,1 @@
+"""Plain-loop references that the fast implementations are compared with."""

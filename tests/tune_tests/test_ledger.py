@@ -1,0 +1,141 @@
+"""The ledger through every kind of ending, and through kills between any two writes."""
+
+import math
+
+import optuna
+import pytest
+
+from mmfa.errors import MmfaError
+from tune.ledger import Ledger
+from tune.outcome import baseline_value
+
+SPACE = {"x": optuna.distributions.FloatDistribution(0.0, 2.0)}
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    return Ledger(f"sqlite:///{tmp_path / 'ledger.db'}")
+
+
+@pytest.fixture
+def stage(ledger):
+    return ledger.open("study", stage="search")
+
+
+def states(stage):
+    return [lineage.state for lineage in stage.lineages()]
+
+
+def test_a_lineage_from_waiting_to_complete(stage):
+    stage.enqueue({"x": 1.0})
+    assert states(stage) == ["waiting"]
+    trial = stage.ask(SPACE)
+    assert (trial.params, states(stage)) == ({"x": 1.0}, ["running"])
+    stage.report(trial, value=0.3, step=1)
+    stage.complete(trial, value=0.4, metrics={"target/mAP": 0.2})
+    (lineage,) = stage.lineages()
+    assert (lineage.state, lineage.terminal, lineage.name) == ("complete", True, "search/0000")
+    assert (lineage.last.value, lineage.last.intermediate_values) == (0.4, {1: 0.3})
+    assert baseline_value(stage.study) == 0.4
+
+
+def test_a_lost_lineage_is_enqueued_again_once_with_its_point(stage):
+    trial = stage.ask(SPACE)
+    stage.enqueue({"x": 0.5})
+    for _ in range(3):  # a driver that is killed and started again and again changes nothing more
+        stage.reap()
+    assert states(stage) == ["waiting", "waiting"]
+    first, second = stage.lineages()
+    assert [item.state.name for item in first.attempts] == ["FAIL", "WAITING"]
+    retried = [stage.ask(SPACE), stage.ask(SPACE)]
+    assert sorted(item.params["x"] for item in retried) == sorted([trial.params["x"], 0.5])
+    again = next(item for item in retried if "lineage" in item.user_attrs)
+    assert again.params == trial.params
+    assert (again.user_attrs["lineage"], again.user_attrs["retry_of"]) == (0, trial.number)
+    assert stage.lineage_of(again.number).name == "search/0000"
+    assert len(second.attempts) == 1
+
+
+def test_a_kill_between_fail_and_retry_loses_nothing(stage):
+    trial = stage.ask(SPACE)
+    stage.study.tell(trial, state=optuna.trial.TrialState.FAIL)
+    assert states(stage) == ["lost"]
+    assert [item.name for item in stage.reap()] == ["search/0000"]
+    assert stage.ask(SPACE).params == trial.params
+
+
+def test_a_waiting_trial_that_was_lost_keeps_its_point(stage):
+    stage.enqueue({"x": 1.25})
+    for _ in range(2):
+        trial = stage.ask(SPACE)
+        stage.lose(trial, reason="its worker was lost")
+        stage.reap()
+    assert stage.ask(SPACE).params == {"x": 1.25}
+    assert len(stage.lineages()[0].attempts) == 3
+
+
+def test_diverged_is_terminal_and_never_tried_again(stage):
+    trial = stage.ask(SPACE)
+    stage.diverge(trial, reason="epoch 1, step 3: train/loss_mdal is nan")
+    assert states(stage) == ["diverged"]
+    assert stage.lineages()[0].terminal and stage.reap() == []
+
+
+def test_a_kill_in_the_middle_of_diverging_ends_as_diverged(stage):
+    trial = stage.ask(SPACE)
+    trial.set_user_attr("outcome", "diverged")
+    assert not stage.lineages()[0].terminal
+    assert stage.reap() == []
+    assert states(stage) == ["diverged"] and stage.lineages()[0].terminal
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_a_non_finite_objective_is_refused(stage, value):
+    trial = stage.ask(SPACE)
+    stage.report(trial, value=value, step=1)
+    with pytest.raises(MmfaError, match="an objective must be finite, but trial 0 got"):
+        stage.complete(trial, value=value, metrics={})
+    assert states(stage) == ["running"] and stage.study.trials[0].intermediate_values == {}
+
+
+def test_controls_are_named_and_have_a_study_of_their_own(ledger, stage):
+    controls = ledger.open("study", stage="controls")
+    controls.enqueue({}, control="target_bn")
+    trial = controls.ask({})
+    assert trial.user_attrs["control"] == "target_bn"
+    controls.lose(trial, reason="x")
+    controls.reap()
+    assert [item.name for item in controls.lineages()] == ["controls/target_bn"]
+    assert controls.ask({}).user_attrs["control"] == "target_bn"
+    assert stage.lineages() == []
+
+
+def test_the_number_of_trials_may_only_grow(ledger, stage):
+    def register(trials, *, asked=True):
+        return ledger.register(stage, identity={"a": 1}, family="f", trials=trials, asked=asked)
+
+    assert register(10) == 10
+    assert register(12) == 12
+    assert register(10, asked=False) == 12  # the study file's own number asks for nothing
+    with pytest.raises(MmfaError, match="may only grow: this study has 12, but --trials is 11"):
+        register(11)
+    (amendment,) = stage.study.user_attrs["amendments"]
+    assert (amendment["from"], amendment["to"]) == (10, 12)
+
+
+def test_seed_noise_is_read_over_studies_of_one_family(ledger):
+    for seed, family in ((0, "f"), (1, "f"), (2, "g")):
+        stage = ledger.open(f"study-{seed}", stage="search")
+        ledger.register(stage, identity={"seed": seed}, family=family, trials=1, asked=True)
+        stage.complete(stage.ask(SPACE), value=0.1 * seed + 0.3, metrics={})
+    unfinished = ledger.open("study-3", stage="search")
+    ledger.register(unfinished, identity={"seed": 3}, family="f", trials=1, asked=True)
+    assert ledger.family_values("f", baseline=baseline_value) == pytest.approx([0.3, 0.4])
+
+
+def test_a_ledger_that_cannot_be_opened_is_said(tmp_path):
+    (tmp_path / "text.db").write_text("this is no database, and long enough to be seen as one that is broken" * 20)
+    with pytest.raises(MmfaError, match="text.db cannot be opened: .* Give another --ledger"):
+        Ledger(f"sqlite:///{tmp_path / 'text.db'}")
+    with pytest.raises(MmfaError, match="cannot be opened"):
+        Ledger("postgresql://user:secret@127.0.0.1:1/none")

@@ -1,0 +1,205 @@
+"""What is asked, in which order, and that a restart asks nothing twice."""
+
+import json
+
+import optuna
+import pytest
+import ray.tune.search
+
+from studies.library import load
+from studies.plan import grown, resolve
+from studies.spec import parse
+from tune import search
+from tune.ledger import Ledger
+from tune.trainable import ROW, Job
+
+MIXED = """
+question = "?"
+trials = 9
+start_up = 4
+[space."loss.lambda_aal"]
+low = 0.03
+high = 30
+log = true
+[space."data.target_batch"]
+low = 31
+high = 33
+[space."model.pooling"]
+choices = ["max", "average"]
+"""
+
+
+@pytest.fixture
+def plan():
+    return resolve(load("lambdas"), profile_name="embedded", overrides={})
+
+
+class Watcher:
+    def __init__(self):
+        self.started, self.epochs, self.finished = [], [], []
+
+    def trial_started(self, lineage, config):
+        self.started.append((lineage.name, config))
+
+    def trial_epoch(self, name, report):
+        self.epochs.append((name, report["epoch"]))
+
+    def trial_finished(self, name, state, record):
+        self.finished.append((name, state))
+
+
+class Driver:
+    """A driver's searcher on a ledger that outlives it."""
+
+    def __init__(self, url, plan, folder):
+        ledger = Ledger(url)
+        self.controls, self.search = ledger.open("s", stage="controls"), ledger.open("s", stage="search")
+        search.prepare(plan, controls=self.controls, search=self.search)
+        self.watcher, self.stopped = Watcher(), []
+        self.searcher = search.StudySearcher(
+            plan=plan,
+            stages=(self.controls, self.search),
+            make_job=lambda lineage, config: Job(
+                name=lineage.name,
+                config=config.to_json(),
+                source_store="",
+                target_store="",
+                folder=str(folder / lineage.name),
+                attempt=len(lineage.attempts),
+                fence_folder="",
+                fence_counter=1,
+                threads=1,
+            ),
+            observers=(self.watcher,),
+            stop=self.stopped.append,
+        )
+        self.count = 0
+
+    def suggest(self):
+        self.count += 1
+        config = self.searcher.suggest(f"t{self.count}")
+        return f"t{self.count}", config
+
+    def finish(self, trial_id, value, outcome="complete", epochs=2):
+        history = [
+            {"epoch": e, "num_epochs": epochs, "ended_at": 1.0 * e, "metrics": {"target_val/mAP": value * e / epochs}}
+            for e in range(1, epochs + 1)
+        ]
+        for report in history[:-1]:
+            self.searcher.on_trial_result(trial_id=trial_id, result={ROW: json.dumps({"epoch": report})})
+        record = {"outcome": outcome, "history": history, "metrics": history[-1]["metrics"], "reason": "why"}
+        self.searcher.on_trial_complete(trial_id=trial_id, result={ROW: json.dumps({"result": record})}, error=False)
+
+
+@pytest.fixture
+def url(tmp_path):
+    return f"sqlite:///{tmp_path / 'ledger.db'}"
+
+
+def lambdas(config):
+    return (config.loss.lambda_attr, config.loss.lambda_aal, config.loss.lambda_mdal)
+
+
+def test_controls_then_the_paper_then_the_search(url, plan, tmp_path):
+    driver = Driver(url, grown(plan, trials=3), tmp_path)
+    while (answer := driver.suggest())[1] != ray.tune.search.Searcher.FINISHED:
+        driver.finish(answer[0], 0.3)
+    names = [name for name, _ in driver.watcher.started]
+    assert names == ["controls/source_only", "controls/target_bn", "search/0000", "search/0001", "search/0002"]
+    assert lambdas(driver.watcher.started[2][1]) == (0.1, 1.0, 1.0)
+    assert {state for _, state in driver.watcher.finished} == {"complete"}
+    assert {trial.intermediate_values[2] for trial in driver.search.study.trials} == {0.3}
+
+
+def test_any_restart_ends_with_n_lineages_and_no_point_twice(url, plan, tmp_path):
+    plan = grown(plan, trials=8)
+    driver = Driver(url, plan, tmp_path)
+    for step in range(40):
+        trial_id, config = driver.suggest()
+        if config == ray.tune.search.Searcher.FINISHED:
+            break
+        if step % 3 == 2:  # the driver dies with two trials on the way
+            driver.suggest()
+            driver = Driver(url, plan, tmp_path)
+        else:
+            driver.finish(trial_id, 0.3 + 0.01 * step)
+    lineages = driver.search.lineages()
+    assert len(lineages) == 8 and all(item.state == "complete" for item in lineages)
+    points = [tuple(item.last.params.values()) for item in lineages]
+    assert len(set(points)) == 8
+    assert all(item.attempts[0].params in ({}, item.last.params) for item in lineages)
+    assert all(item.terminal for item in driver.controls.lineages()) and len(driver.controls.lineages()) == 2
+
+
+def test_points_do_not_depend_on_restarts(tmp_path, plan):
+    plan = grown(plan, trials=4)
+    points = []
+    for run, restarts in enumerate((False, True)):
+        url = f"sqlite:///{tmp_path / f'{run}.db'}"
+        driver = Driver(url, plan, tmp_path)
+        while (answer := driver.suggest())[1] != ray.tune.search.Searcher.FINISHED:
+            driver.finish(answer[0], 0.3)
+            if restarts:
+                driver = Driver(url, plan, tmp_path)
+        points.append([item.last.params for item in driver.search.lineages()])
+    assert points[0] == points[1]
+
+
+def test_growing_a_study_adds_to_it(url, plan, tmp_path):
+    for trials in (2, 5):
+        driver = Driver(url, grown(plan, trials=trials), tmp_path)
+        while (answer := driver.suggest())[1] != ray.tune.search.Searcher.FINISHED:
+            driver.finish(answer[0], 0.3)
+    assert len(driver.search.lineages()) == 5
+    assert [name for name, _ in driver.watcher.started] == ["search/0002", "search/0003", "search/0004"]
+
+
+def test_a_lost_worker_is_told_and_tried_again_by_the_next_driver(url, plan, tmp_path):
+    plan = grown(plan, trials=1)
+    driver = Driver(url, plan, tmp_path)
+    trial_id, config = driver.suggest()
+    folder = tmp_path / "controls" / "source_only"
+    folder.mkdir(parents=True)
+    (folder / "error.txt").write_text("Traceback\nMemoryError: too much\n")
+    driver.searcher.on_trial_complete(trial_id=trial_id, result=None, error=True)
+    assert driver.searcher.failures == {"controls/source_only": "MemoryError: too much"}
+    driver = Driver(url, plan, tmp_path)
+    again = next(job for _, job in (driver.suggest() for _ in range(3)) if job["job"]["name"] == "controls/source_only")
+    assert again["job"]["attempt"] == 2 and again["job"]["config"] == config["job"]["config"]
+
+
+def test_a_user_error_in_a_worker_reads_as_its_sentence(url, plan, tmp_path):
+    driver = Driver(url, plan, tmp_path)
+    trial_id, _ = driver.suggest()
+    driver.searcher.on_trial_complete(trial_id=trial_id, result={ROW: json.dumps({"failed": "the store is damaged."})})
+    assert driver.searcher.failures == {"controls/source_only": "the store is damaged."}
+
+
+def test_a_diverged_baseline_ends_the_study_and_another_trial_does_not(url, plan, tmp_path):
+    driver = Driver(url, grown(plan, trials=3), tmp_path)
+    ids = [driver.suggest()[0] for _ in range(4)]
+    driver.finish(ids[3], 0.0, outcome="diverged")
+    assert driver.stopped == []
+    driver.finish(ids[2], 0.0, outcome="diverged")
+    assert len(driver.stopped) == 1 and "the baseline diverged (why)" in driver.stopped[0]
+    assert [item.state for item in driver.search.lineages()][:2] == ["diverged", "diverged"]
+
+
+def test_start_up_points_lie_in_the_space_and_spread(plan):
+    mixed = resolve(parse(MIXED, name="mixed", origin="mixed.toml"), profile_name="embedded", overrides={})
+    space = search.distributions(mixed)
+    drawn = [search.start_up_point(mixed, index) for index in range(1, 65)]
+    for point in drawn:
+        mixed.decode(point)
+        assert all(space[name]._contains(space[name].to_internal_repr(value)) for name, value in point.items())
+    assert {point["data.target_batch"] for point in drawn} == {31, 32, 33}
+    assert {point["model.pooling"] for point in drawn} == {"max", "average"}
+    small = sum(point["loss.lambda_aal"] < (0.03 * 30) ** 0.5 for point in drawn)
+    assert 28 <= small <= 36
+    assert search.start_up_point(mixed, 5) == drawn[4]
+
+
+def test_sampler_seed_moves_with_the_ledger(plan):
+    first, second = (search.sampler(plan, num_trials=n) for n in (3, 4))
+    assert isinstance(first, optuna.samplers.TPESampler)
+    assert first._rng.rng.randint(2**31) != second._rng.rng.randint(2**31)

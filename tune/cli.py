@@ -1,0 +1,260 @@
+"""The command line: options, logging, exit codes. Nothing heavy is imported before it is needed."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import shlex
+import sys
+import tomllib
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from mmfa.config import PROFILES
+from mmfa.errors import ConfigError, MmfaError, did_you_mean
+from studies import library
+from studies.plan import Plan, resolve
+from tune import dry_run, environment
+
+if TYPE_CHECKING:
+    from tune.places import Places
+
+DESCRIPTION = """\
+Run a hyperparameter study of MMFA, or go on with one.
+
+A study asks a question about MMFA, such as whether other loss weights beat the paper's. Its two controls
+(source only; target images in BatchNorm without alignment) run first, then the paper's defaults as trial 0,
+then the points of the search. Every training is recorded in MLflow, and the best one becomes the registered
+model's `candidate`.
+
+Kill it whenever you like: the same command goes on from the last finished epoch of every trial.
+"""
+
+EPILOG = """\
+examples:
+  mmfa-study --study lambdas                          the λ study on the embedded pair of rendered domains
+  mmfa-study --study lambdas --dry-run                what it would do; touches nothing
+  mmfa-study --study lambdas --trials 20              ten more trials in the same study
+  mmfa-study --study my.toml --set optim.num_epochs=6 your own question, with a field fixed
+  mmfa-study --study lambdas --profile paper --source market1501 --data-root ~/data ...
+
+exit codes: 0 finished; 1 incomplete (a trial was lost, or the study was taken over); 2 bad input, nothing was
+started; 130 interrupted. On 1 and 130 the same command goes on.
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Complains in one sentence, with the nearest option for a misspelt one."""
+
+    def error(self, message: str) -> NoReturn:
+        prefix = "unrecognized arguments: "
+        if message.startswith(prefix):
+            word = message.removeprefix(prefix).split()[0]
+            options = [
+                option for action in self._actions for option in action.option_strings if option.startswith("--")
+            ]
+            message = f"{word!r} is not an option{did_you_mean(word.split('=')[0], options)}"
+        raise ConfigError(f"{message if message.endswith(('?', '.')) else message + '.'} See mmfa-study --help.")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of ``mmfa-study``."""
+    result = _Parser(
+        prog="mmfa-study",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    result.add_argument("command", nargs="?", default="run", help="run (the default, and so far the only one)")
+    _add_what(result.add_argument_group("what to run"))
+    _add_where(result.add_argument_group("where things are", "Everything not given lies under --out."))
+    _add_how(result.add_argument_group("how it runs"))
+    look = result.add_argument_group("looking only")
+    look.add_argument("--list", action="store_true", help="list the shipped studies and their questions")
+    look.add_argument("--dry-run", action="store_true", help="print the resolved plan and its cost; touch nothing")
+    return result
+
+
+def _add_what(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--study", metavar="NAME|FILE", help="a shipped study (see --list) or a .toml file")
+    group.add_argument(
+        "--profile",
+        choices=sorted(PROFILES),
+        help="recipe (default: paper with --data-root, else embedded)",
+    )
+    group.add_argument("--source", metavar="NAME", help="labelled dataset (default: the profile's)")
+    group.add_argument("--target", metavar="NAME", help="unlabelled dataset (default: the profile's)")
+    group.add_argument(
+        "--trials", type=int, metavar="N", help="trials, the baseline included (default: the study's; may only grow)"
+    )
+    group.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the study (default: 0)")
+    group.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="fix a config field, e.g. optim.num_epochs=6"
+    )
+
+
+def _add_where(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--data-root", type=Path, metavar="DIR", help="folder that holds the datasets; never written to")
+    group.add_argument(
+        "--out",
+        type=Path,
+        default=Path("mmfa-studies"),
+        metavar="DIR",
+        help="results (default: ./mmfa-studies)",
+    )
+    group.add_argument("--storage", type=Path, metavar="DIR", help="checkpoints, on a disk that all nodes share")
+    group.add_argument("--ledger", metavar="URL", help="database of the trials (default: sqlite:///OUT/ledger.db)")
+    group.add_argument(
+        "--tracking-uri",
+        metavar="URL",
+        help="MLflow: a database or http://host:port (default: sqlite:///OUT/mlflow.db)",
+    )
+    group.add_argument(
+        "--cache-dir",
+        type=Path,
+        metavar="DIR",
+        help="rendered datasets and image stores (default: $MMFA_CACHE_DIR, or mmfa in the user's cache folder)",
+    )
+
+
+def _add_how(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--address",
+        metavar="ADDR",
+        help="Ray cluster, e.g. auto (default: start Ray on this machine)",
+    )
+    group.add_argument("--cpus-per-trial", type=int, default=1, metavar="N", help="cores of a trial (default: 1)")
+    group.add_argument("--trials-per-gpu", type=int, default=1, metavar="N", help="trials on a GPU (default: 1)")
+    group.add_argument(
+        "--promote",
+        choices=("never", "candidate"),
+        default="candidate",
+        help="register the best trial's model with the alias candidate (default), or not",
+    )
+    group.add_argument(
+        "--lease-seconds",
+        type=float,
+        default=30.0,
+        metavar="S",
+        help="how long a study stays reserved for a driver that no longer answers (default: 30)",
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _main(parser().parse_args(arguments), arguments)
+    except MmfaError as error:
+        sys.stderr.write(f"mmfa-study: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("mmfa-study: interrupted; the same command goes on.\n")
+        return 130
+
+
+def _main(options: argparse.Namespace, arguments: list[str]) -> int:
+    if options.command != "run":
+        raise ConfigError(f"{options.command!r} is not a command; the only one is 'run', which may be left out.")
+    if options.list:
+        return _list()
+    if options.study is None:
+        raise ConfigError(f"--study is missing; shipped studies: {', '.join(library.names())}.")
+    plan, where = _plan(options), _places(options)
+    if options.dry_run:
+        sys.stdout.write(dry_run.text(plan, where, cpus_per_trial=options.cpus_per_trial))
+        return 0
+    environment.settle()
+    _quiet()
+    from tune import launch
+    from tune.console import Console
+    from tune.session import Request
+
+    request = Request(
+        plan=plan,
+        places=where,
+        trials_asked=options.trials is not None,
+        cpus_per_trial=options.cpus_per_trial,
+        trials_per_gpu=options.trials_per_gpu,
+        address=options.address,
+        promote=options.promote,
+        lease_seconds=options.lease_seconds,
+        command=shlex.join([*_program(), *arguments]),
+    )
+    return launch.run(request, Console(plan))
+
+
+def _program() -> list[str]:
+    """Return how this program was called."""
+    name = Path(sys.argv[0]).name
+    return ["python", sys.argv[0]] if name.endswith(".py") else [name]
+
+
+def _plan(options: argparse.Namespace) -> Plan:
+    for name in ("cpus_per_trial", "trials_per_gpu", "lease_seconds"):
+        if getattr(options, name) < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} must be 1 or more, but got {getattr(options, name)}.")
+    if options.data_root is not None and not options.data_root.expanduser().is_dir():
+        raise ConfigError(f"--data-root must be a folder that holds the datasets, but {options.data_root} is none.")
+    chosen = options.profile or ("paper" if options.data_root else "embedded")
+    plan = resolve(
+        library.load(options.study),
+        profile_name=chosen,
+        overrides=dict(_setting(text) for text in options.set),
+        source=options.source,
+        target=options.target,
+        seed=options.seed,
+        trials=options.trials,
+    )
+    from mmfa.data import catalog
+    from mmfa.data.pedestrians.domains import DOMAINS
+
+    for name, option in ((plan.baseline.data.source, "--source"), (plan.baseline.data.target, "--target")):
+        if name not in catalog.names():
+            raise ConfigError(f"{option}: {name!r} is not a dataset{did_you_mean(name, catalog.names())}")
+        if name not in DOMAINS and options.data_root is None:
+            raise ConfigError(f"{option} {name} needs --data-root DIR, the folder that holds {name}.")
+    return plan
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    """Read KEY=VALUE; the value as TOML, or as a bare word."""
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set takes KEY=VALUE, e.g. optim.num_epochs=6, but got {text!r}.")
+    try:
+        return key.strip(), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), value
+
+
+def _places(options: argparse.Namespace) -> Places:
+    from mmfa.data import catalog
+    from tune.places import places
+
+    return places(
+        out=options.out,
+        storage=options.storage,
+        ledger=options.ledger,
+        tracking=options.tracking_uri,
+        cache_dir=options.cache_dir or catalog.default_cache_dir(),
+        data_root=options.data_root,
+    )
+
+
+def _list() -> int:
+    for name in library.names():
+        study = library.load(name)
+        sys.stdout.write(f"{name:12} {study.trials:3} trials  {study.question}\n")
+    return 0
+
+
+def _quiet() -> None:
+    """Let warnings of ours through and keep third parties' chatter out of the live table."""
+    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
+    for name in ("alembic", "mlflow", "ray", "optuna", "urllib3"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"(mlflow|ray|optuna|sqlalchemy|pydantic)\b")

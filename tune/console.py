@@ -1,0 +1,219 @@
+"""What a person sees: progress bars, the live table, the result."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import rich.box
+from rich.console import Console as RichConsole
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from mmfa.config import TrialConfig
+from studies.plan import CONTROLS, Plan
+from tune.ledger import Lineage
+
+SYMBOLS = {"loss.lambda_attr": "λ1", "loss.lambda_aal": "λ2", "loss.lambda_mdal": "λ3"}
+STYLES = {"running": "cyan", "complete": "green", "diverged": "red", "lost": "yellow"}
+LOSSES = (("total", "L"), ("identity", "id"), ("attribute", "attr"), ("aal", "aal"), ("mdal", "mdal"))
+WIDE = 112
+"""Columns of a terminal that has room for every loss; narrower ones get the total."""
+
+
+def symbol(name: str) -> str:
+    """Return the paper's symbol of a config field, or the field's own name."""
+    return SYMBOLS.get(name, name)
+
+
+def percent(value: float | None) -> str:
+    """Return a fraction as percent with one digit, or a dash."""
+    return "–" if value is None else f"{100 * value:.1f}"
+
+
+def points(value: float | None) -> str:
+    """Return a difference of fractions in points, signed, or a dash."""
+    return "–" if value is None else f"{100 * value:+.1f}"
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as ``1 h 02 min``, ``3 min 10 s`` or ``12 s``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+@dataclass
+class _Trial:
+    """A line of the live table."""
+
+    name: str
+    shown: list[str]
+    num_epochs: int
+    state: str = "running"
+    epoch: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+    since: float = field(default_factory=time.monotonic)
+
+
+class Console:
+    """Standard output of the command: a live table on a terminal, plain lines elsewhere.
+
+    Args:
+        plan: The plan, for the columns and the number of trials.
+        width: Width in columns; a terminal's own where it is left out.
+    """
+
+    def __init__(self, plan: Plan, *, width: int | None = None) -> None:
+        self.rich = RichConsole(width=width, highlight=False)
+        self._plan = plan
+        self._trials: dict[str, _Trial] = {}
+        self._ended: dict[str, str] = {}
+        self._workers = 1
+        self._problem = ""
+        self._lock = threading.Lock()
+        self._live: Live | None = None
+
+    def say(self, text: str) -> None:
+        """Print a line."""
+        self.rich.print(Text(text), soft_wrap=not self.rich.is_terminal)
+
+    # Data.
+
+    @contextmanager
+    def bars(self) -> Iterator[Any]:
+        """Yield a progress function ``(what, done, total)`` that draws a bar per task."""
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=self.rich, disable=not self.rich.is_terminal) as progress:
+            tasks: dict[str, Any] = {}
+            lock = threading.Lock()
+
+            def advance(what: str, done: int, total: int) -> None:
+                with lock:
+                    if what not in tasks:
+                        tasks[what] = progress.add_task(what, total=total)
+                        if not self.rich.is_terminal:
+                            self.say(f"{what}: {total} …")
+                    progress.update(tasks[what], completed=done, total=total)
+
+            yield advance
+
+    # Trials.
+
+    @contextmanager
+    def live(self, *, workers: int, finished: dict[str, str]) -> Iterator[None]:
+        """Show the table while trials run.
+
+        Args:
+            workers: Trials that run at once.
+            finished: State by name of lineages that were over before.
+        """
+        self._workers, self._ended = workers, dict(finished)
+        if not self.rich.is_terminal:
+            yield
+            return
+        with Live(get_renderable=self._table, console=self.rich, refresh_per_second=4, transient=False) as self._live:
+            yield
+        self._live = None
+
+    def trial_started(self, lineage: Lineage, config: TrialConfig) -> None:
+        """Add a line."""
+        flat = config.flatten()
+        shown = [short(flat[name]) for name in self._plan.study.space]
+        with self._lock:
+            self._trials[lineage.name] = _Trial(lineage.name, shown, config.optim.num_epochs)
+        if self._live is None:
+            pairs = " ".join(f"{symbol(n)}={v}" for n, v in zip(self._plan.study.space, shown, strict=True))
+            self.say(f"{lineage.name} starts: {pairs}")
+
+    def trial_epoch(self, name: str, report: dict[str, Any]) -> None:
+        """Update a line."""
+        with self._lock:
+            trial = self._trials[name]
+            trial.epoch, trial.metrics = report["epoch"], report["metrics"]
+            trial.seconds = report["metrics"].get("train/seconds", trial.seconds)
+            if trial.epoch == 1 and trial.metrics.get("mmd/plateau"):
+                self._problem = f"{name}: L_MDAL sits on its plateau, the kernel is dead: λ3 does nothing there"
+
+    def trial_finished(self, name: str, state: str, record: dict[str, Any]) -> None:
+        """Close a line."""
+        with self._lock:
+            trial = self._trials[name]
+            trial.state = state
+            self._ended[name] = state
+            self._problem = "; ".join(record.get("notes", [])) or self._problem
+        if self._live is None:
+            value = trial.metrics.get(self._plan.study.objective.metric)
+            reason = f": {record['reason']}" if record.get("reason") else ""
+            self.say(f"{name} {state}{reason}, {self._plan.study.objective.metric} {percent(value)} %, {self._eta()}")
+
+    def _eta(self) -> str:
+        """Estimate what is left from the epochs that were timed."""
+        with self._lock:
+            timed = [trial.seconds for trial in self._trials.values() if trial.seconds]
+            total = self._plan.trials + len(CONTROLS)
+            started = set(self._trials) | set(self._ended)
+            left = (total - len(started)) * self._plan.baseline.optim.num_epochs
+            left += sum(trial.num_epochs - trial.epoch for trial in self._trials.values() if trial.state == "running")
+        if not timed:
+            return "time left: not known before the first epoch"
+        return f"about {duration(left * sum(timed) / len(timed) / self._workers)} left"
+
+    def _table(self) -> RenderableType:
+        metric = self._plan.study.objective.metric
+        table = Table(box=rich.box.SIMPLE_HEAD, pad_edge=False, expand=False)
+        table.add_column("trial", no_wrap=True)
+        for name in self._plan.study.space:
+            table.add_column(symbol(name), justify="right", no_wrap=True, min_width=5)
+        table.add_column("epoch", justify="right", no_wrap=True)
+        losses = LOSSES if self.rich.width >= WIDE else LOSSES[:1]
+        for _, title in losses:
+            table.add_column(title, justify="right", no_wrap=True)
+        table.add_column(f"{metric.replace('/', ' ')} %", justify="right", no_wrap=True)
+        table.add_column("alive", justify="right", no_wrap=True)
+        table.add_column("state", no_wrap=True)
+        with self._lock:
+            shown = self._shown()
+            for trial in shown:
+                m = trial.metrics
+                values = [f"{m[f'train/loss_{key}']:.3f}" if m else "" for key, _ in losses]
+                alive = f"{m['mmd/kernel_liveness']:.2f}" if "mmd/kernel_liveness" in m else "–"
+                epoch = f"{trial.epoch}/{trial.num_epochs}"
+                state = Text(trial.state, STYLES.get(trial.state, ""))
+                table.add_row(trial.name, *trial.shown, epoch, *values, percent(m.get(metric)), alive, state)
+            ended = len(self._ended)
+        head = Text(
+            f"{self._plan.study.name}: {ended} of {self._plan.trials + 2} trainings over, {self._eta()}", "bold"
+        )
+        notes = [Text(self._problem, "yellow")] if self._problem else []
+        return Group(head, table, *notes)
+
+    def _shown(self) -> list[_Trial]:
+        """Return what fits: all that run, then the newest that ended, in order of start."""
+        room = max(self.rich.size.height - 8, 4)
+        running = [trial for trial in self._trials.values() if trial.state == "running"]
+        ended = [trial for trial in self._trials.values() if trial.state != "running"]
+        keep = {trial.name for trial in [*ended[max(0, len(ended) + len(running) - room) :], *running]}
+        return [trial for trial in self._trials.values() if trial.name in keep]
+
+
+def short(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.2g}" if value < 10 else f"{value:.0f}"
+    return ",".join(map(short, value)) if isinstance(value, tuple) else str(value)
+
+
+def complain(sentence: str) -> None:
+    """Print an error for the user on standard error."""
+    sys.stderr.write(f"mmfa-study: {sentence}\n")

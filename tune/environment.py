@@ -1,0 +1,24 @@
+"""Settings that Ray and MLflow read from the environment, most of them when they are imported."""
+
+from __future__ import annotations
+
+import os
+
+SETTINGS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # by default a dead server blocks a call for four minutes
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_LOGGING_LEVEL": "ERROR",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # TensorBoard's start-up and flush cost more than a short trial
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # tune.launch has its own, which says how to continue
+    "RAY_AIR_NEW_OUTPUT": "0",  # with verbose=0: silent
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+
+
+def settle() -> None:
+    """Set what the user has not set; call it before anything imports Ray or MLflow."""
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)

@@ -1,0 +1,307 @@
+"""The one place that builds a ``Tuner``: preflight → lease → ledger → controls and search → promote → result."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from mlflow.tracking import MlflowClient
+
+from mmfa.config import canonical_json
+from mmfa.errors import MmfaError
+from studies.plan import digest
+from tune import outcome as outcomes
+from tune import preflight, provenance, search, summary
+from tune.console import Console
+from tune.lease import LeaseLostError
+from tune.ledger import Ledger
+from tune.recorder import Recorder
+from tune.session import Request, Session, open_session
+from tune.trainable import EXPORT, read_result
+
+logger = logging.getLogger(__name__)
+
+MAX_FAILURES = 3
+PROBE_IMAGES = 8
+
+
+def run(request: Request, console: Console) -> int:
+    """Run a study, or go on with it; return the exit code: 0 done, 1 incomplete, 130 interrupted.
+
+    Raises:
+        MmfaError: bad input or surroundings, found before anything starts.
+    """
+    where = request.places
+    preflight.check_places(where)
+    with console.bars() as progress:
+        stores = preflight.prepare_stores(request.plan.baseline, where, progress=progress)
+    preflight.check_training(request.plan.baseline, stores)
+    data = request.plan.baseline.data
+    client, experiment = preflight.open_tracking(where, experiment=f"{data.source} to {data.target}")
+    identity = request.plan.identity(fingerprints=stores.fingerprints)
+    study_id = f"{request.plan.study.name}-{digest(identity)}"
+    ledger = Ledger(where.ledger)
+    lease = ledger.lease(study_id, seconds=request.lease_seconds)
+    try:
+        session = open_session(request, stores, ledger, lease, study_id, identity)
+        recorder = _recorder(session, client, experiment)
+        return _drive(session, recorder, client, console)
+    except LeaseLostError as error:
+        console.say(f"Stopped: {error}")
+        return 1
+    finally:
+        lease.release()
+
+
+def _recorder(session: Session, client: MlflowClient, experiment: str) -> Recorder:
+    """Open the study's MLflow run and record what an earlier driver could not."""
+    plan = session.plan
+    tags = {
+        "study": plan.study.name,
+        "profile": plan.profile,
+        "objective": plan.study.objective.metric,
+        "selection.labels": "target_val",
+        "data.fingerprint": canonical_json(session.stores.fingerprints),
+        **provenance.tags(),
+    }
+    recorder = Recorder(
+        client,
+        experiment_id=experiment,
+        study_id=session.study_id,
+        tags=tags,
+        folder_of=session.folder_of,
+        check=session.lease.check,
+    )
+    params = {"study": plan.study.name, "profile": plan.profile, "seed": plan.baseline.run.seed}
+    recorder.open(name=session.study_id, params=params, note=f"**{plan.study.question}**")
+    over = [(lineage, session.config_of(lineage)) for lineage in session.lineages() if lineage.terminal]
+    recorder.catch_up(over, lambda name: read_result(session.folder_of(name)))
+    return recorder
+
+
+def _drive(session: Session, recorder: Recorder, client: MlflowClient, console: Console) -> int:
+    """Train what is left, then record, promote and print."""
+    failures: dict[str, str] = {}
+    stop = _Stop()
+    left = session.left()
+    over: dict[str, str] = {lineage.name: lineage.state for lineage in session.lineages() if lineage.terminal}
+    if left:
+        console.say(f"{session.study_id}: {len(over)} trainings are over, {left} to go.")
+        failures = _train(session, recorder, console, over, stop)
+    else:
+        console.say(f"{session.study_id} is finished: here is its result again.")
+    session.lease.check()
+    complete = session.left() == 0
+    if not complete or stop.reason:
+        written = recorder.close(interrupted=True)
+        return _incomplete(session, console, stop, failures, recorder.problem if not written else "")
+    written = recorder.flush(seconds=60)
+    found = session.outcome()
+    console.rich.print(summary.table(session.plan, found))
+    for line in summary.sentences(found):
+        console.say(line)
+    if not written:
+        recorder.close(seconds=1)
+        console.say(f"Not recorded yet: {recorder.problem}. The results are safe; run this again to record them:")
+        console.say(f"  {session.request.command}")
+        return 1
+    promoted = _promote(session, recorder, client, found)
+    _close(session, recorder, found, promoted)
+    recorder.close()
+    console.say(promoted)
+    _where(session, console)
+    return 0
+
+
+class _Stop:
+    """Why the search was stopped before its end."""
+
+    def __init__(self) -> None:
+        self.reason = ""
+        self.interrupted = False
+
+
+def _incomplete(session: Session, console: Console, stop: _Stop, failures: dict[str, str], problem: str) -> int:
+    """Say what is missing and how to go on."""
+    over = sum(lineage.terminal for lineage in session.lineages())
+    for name, reason in failures.items():
+        console.say(f"{name} was lost: {reason}")
+    if problem:
+        console.say(problem)
+    if stop.reason:
+        console.say(f"Stopped: {stop.reason}")
+        return 1
+    state = "Interrupted" if stop.interrupted else "Incomplete"
+    console.say(f"{state}: {over} trainings are over, {session.left()} are not. Nothing is lost. To continue, type:")
+    console.say(f"  {session.request.command}")
+    return 130 if stop.interrupted else 1
+
+
+def _train(session: Session, recorder: Recorder, console: Console, over: dict[str, str], stop: _Stop) -> dict[str, str]:
+    """Run everything that is left through Ray Tune; return why lineages were lost, by name."""
+    ray, resources, workers = _start_ray(session.request)
+    workers = min(workers, session.left())
+
+    def end(reason: str) -> None:
+        stop.reason = reason
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    searcher = search.StudySearcher(
+        plan=session.plan,
+        stages=(session.controls, session.search),
+        make_job=session.job,
+        observers=(console, recorder),
+        stop=end,
+    )
+    session.lease.on_lost(lambda: end("another driver has taken over the study; this one changed nothing more."))
+    folder = session.folder / f"ray-{session.fence.counter}"
+    try:
+        with console.live(workers=workers, finished=over), _signals(stop):
+            _tuner(searcher, resources, workers, folder).fit()
+    except Exception:  # Tune wraps what a searcher raises
+        session.lease.check()
+        raise
+    finally:
+        ray.shutdown()
+        for leftover in session.folder.glob("ray-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+    return searcher.failures
+
+
+def _start_ray(request: Request) -> tuple[Any, dict[str, float], int]:
+    """Start or join Ray; return it, the resources of a trial, and how many trials fit at once."""
+    import ray
+
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    address = request.address or os.environ.get("RAY_ADDRESS") or "local"
+    if address == "local":
+        options |= {"num_cpus": max(provenance.num_cores(), request.cpus_per_trial), "include_dashboard": False}
+    try:
+        ray.init(address=address, **options)
+    except (ConnectionError, OSError, ValueError, RuntimeError) as error:
+        raise MmfaError(f"Ray at --address {address} cannot be reached: {str(error).splitlines()[0]}") from None
+    have = ray.cluster_resources()
+    per_trial: dict[str, float] = {"cpu": request.cpus_per_trial}
+    workers = math.floor(have.get("CPU", 0) / request.cpus_per_trial)
+    if have.get("GPU", 0):
+        per_trial["gpu"] = 1 / request.trials_per_gpu
+        workers = min(workers, math.floor(have["GPU"] * request.trials_per_gpu))
+    if workers < 1:
+        ray.shutdown()
+        raise MmfaError(
+            f"a trial asks for {request.cpus_per_trial} CPUs, but the cluster has {have.get('CPU', 0):g}; "
+            "lower --cpus-per-trial."
+        )
+    return ray, per_trial, workers
+
+
+def _tuner(searcher: search.StudySearcher, resources: dict[str, float], workers: int, folder: Path) -> Any:
+    import ray.tune
+
+    from tune import trainable
+
+    return ray.tune.Tuner(
+        ray.tune.with_resources(trainable.run, resources),
+        tune_config=ray.tune.TuneConfig(
+            search_alg=searcher,
+            num_samples=-1,
+            max_concurrent_trials=workers,
+            reuse_actors=True,
+            trial_name_creator=str,
+            trial_dirname_creator=str,
+        ),
+        run_config=ray.tune.RunConfig(
+            name=folder.name,
+            storage_path=str(folder.parent),
+            failure_config=ray.tune.FailureConfig(max_failures=MAX_FAILURES),
+            verbose=0,
+        ),
+    )
+
+
+@contextmanager
+def _signals(stop: _Stop) -> Iterator[None]:
+    """Let the first SIGINT or SIGTERM end Tune after its current step, and a second one end the process.
+
+    Tune itself listens to SIGUSR1 while it runs; its own SIGINT handler prints, so it is switched off.
+    """
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if stop.interrupted:
+            raise KeyboardInterrupt
+        stop.interrupted = True
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    before: dict[int, Any] = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _promote(session: Session, recorder: Recorder, client: MlflowClient, found: outcomes.Outcome) -> str:
+    """Move ``candidate`` to the best trial's weights, where it is wanted and earned."""
+    if session.request.promote == "never":
+        return "Nothing was promoted (--promote never)."
+    if found.best is None or found.best.value is None:
+        return "Nothing was promoted: no trial has a result."
+    from mmfa.data.store import open_store
+    from tune import promotion
+
+    data = session.plan.baseline.data
+    return "Promoted: " + promotion.promote(
+        client,
+        name=promotion.model_name(data.source, data.target),
+        run_id=recorder.run_of(found.best.name),
+        export=session.folder_of(found.best.name) / EXPORT,
+        probe=open_store(session.stores.target).images[:PROBE_IMAGES],
+        value=found.best.value,
+        tags={
+            "mmfa.study": session.study_id,
+            "mmfa.lineage": found.best.name,
+            "objective": found.metric,
+            "selection.labels": "target_val",
+            "data.fingerprint": canonical_json(session.stores.fingerprints),
+        },
+        check=session.lease.check,
+    )
+
+
+def _close(session: Session, recorder: Recorder, found: outcomes.Outcome, promoted: str) -> None:
+    """Close the study's run and write the outcome beside the databases."""
+    record = found.to_json() | {"study": session.study_id, "question": session.plan.study.question}
+    path = session.request.places.out / f"{session.study_id}.json"
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(record, indent=1))
+    temporary.replace(path)
+    metrics: dict[str, float] = {}
+    if found.best is not None and found.best.value is not None:
+        metrics[f"best/{found.metric}"] = found.best.value
+    if found.baseline is not None and found.baseline.value is not None:
+        metrics[f"baseline/{found.metric}"] = found.baseline.value
+    study = session.plan.study.model_dump(mode="json")
+    recorder.finish_study(
+        metrics=metrics,
+        tags={"best": found.best.name if found.best else "none", "promotion": promoted},
+        artifacts={"outcome.json": record, "study.json": study, "baseline.json": session.plan.baseline.flatten()},
+    )
+
+
+def _where(session: Session, console: Console) -> None:
+    where = session.request.places
+    console.say(f"Result: {where.out / f'{session.study_id}.json'}")
+    if where.tracking.startswith(("http://", "https://")):
+        console.say(f"MLflow: {where.tracking}")
+    else:
+        console.say("To compare the runs in MLflow, type this and open http://127.0.0.1:5000:")
+        console.say(f"  mlflow ui --backend-store-uri {where.tracking}")

@@ -1,0 +1,217 @@
+"""The record of truth: Optuna studies in one database, one for the search and one for the controls.
+
+A *lineage* is one point of a study, however often its training was lost and taken up again; each attempt is
+an Optuna trial. The first attempt of a lineage has no ``lineage`` attribute, a retry carries its index.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import optuna
+import sqlalchemy as sa
+from optuna.trial import FrozenTrial, TrialState
+
+from mmfa.errors import MmfaError
+from tune.lease import Lease
+from tune.places import first_line, safe_url
+
+logger = logging.getLogger(__name__)
+
+Stage = Literal["controls", "search"]
+State = Literal["waiting", "running", "lost", "complete", "diverged"]
+ASK_SECONDS = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """One point and its attempts, oldest first."""
+
+    stage: Stage
+    index: int
+    attempts: tuple[FrozenTrial, ...]
+
+    @property
+    def last(self) -> FrozenTrial:
+        """The newest attempt."""
+        return self.attempts[-1]
+
+    @property
+    def name(self) -> str:
+        """``search/0003`` or ``controls/target_bn``."""
+        return f"{self.stage}/{self.attempts[0].user_attrs.get('control', f'{self.index:04d}')}"
+
+    @property
+    def state(self) -> State:
+        """What has become of it; ``lost`` is to be tried again."""
+        last = self.last
+        if last.user_attrs.get("outcome") == "diverged" and last.state is not TrialState.WAITING:
+            return "diverged"
+        states: dict[TrialState, State] = {
+            TrialState.WAITING: "waiting",
+            TrialState.RUNNING: "running",
+            TrialState.COMPLETE: "complete",
+        }
+        return states.get(last.state, "lost")
+
+    @property
+    def terminal(self) -> bool:
+        """Whether nothing is left to do for it."""
+        return self.state in ("complete", "diverged") and self.last.state.is_finished()
+
+
+class StageLedger:
+    """One Optuna study of the ledger."""
+
+    def __init__(self, study: optuna.Study, *, stage: Stage) -> None:
+        self.study, self.stage = study, stage
+
+    def lineages(self) -> list[Lineage]:
+        """Return all lineages in the order of their first attempts."""
+        attempts: list[list[FrozenTrial]] = []
+        for trial in self.study.get_trials(deepcopy=False):
+            index = trial.user_attrs.get("lineage")
+            if index is None:
+                attempts.append([trial])
+            else:
+                attempts[index].append(trial)
+        return [Lineage(self.stage, index, tuple(trials)) for index, trials in enumerate(attempts)]
+
+    def reap(self) -> list[Lineage]:
+        """Close what a dead driver left running and enqueue every lost lineage again; return those.
+
+        Idempotent: it can be killed between any two of its writes and called again.
+        """
+        again = []
+        for lineage in self.lineages():
+            if lineage.last.state is TrialState.RUNNING:
+                self.study.tell(lineage.last.number, state=TrialState.FAIL)
+                lineage = self.lineages()[lineage.index]
+            if lineage.state == "lost":
+                first = lineage.attempts[0]
+                attrs = {**first.user_attrs, "lineage": lineage.index, "retry_of": lineage.last.number}
+                self.study.enqueue_trial(point(first), user_attrs=attrs)
+                again.append(lineage)
+        return again
+
+    def enqueue(self, params: Mapping[str, Any], **attrs: Any) -> None:
+        """Add a first attempt with given parameters."""
+        self.study.enqueue_trial(dict(params), user_attrs=attrs)
+
+    def ask(self, distributions: Mapping[str, optuna.distributions.BaseDistribution]) -> optuna.Trial:
+        """Start the next waiting trial, or one that the sampler proposes."""
+        return self.study.ask(dict(distributions))
+
+    def lineage_of(self, number: int) -> Lineage:
+        """Return the lineage that the trial ``number`` belongs to."""
+        return next(item for item in self.lineages() if any(trial.number == number for trial in item.attempts))
+
+    def report(self, trial: optuna.Trial, *, value: float, step: int) -> None:
+        """Record an intermediate value once; a non-finite one is left out (Optuna stores inf as a result)."""
+        if math.isfinite(value):
+            trial.report(value, step)
+
+    def complete(self, trial: optuna.Trial, *, value: float, metrics: Mapping[str, float]) -> None:
+        """Close a trial with its objective.
+
+        Raises:
+            MmfaError: a non-finite objective, which Optuna would store as a result.
+        """
+        if not math.isfinite(value):
+            raise MmfaError(f"an objective must be finite, but trial {trial.number} got {value}.")
+        trial.set_user_attr("metrics", dict(metrics))
+        self.study.tell(trial, value)
+
+    def diverge(self, trial: optuna.Trial, *, reason: str) -> None:
+        """Close a trial whose loss became non-finite: terminal, counted, never tried again."""
+        trial.set_user_attr("reason", reason)
+        trial.set_user_attr("outcome", "diverged")
+        self.study.tell(trial, state=TrialState.FAIL)
+
+    def lose(self, trial: optuna.Trial, *, reason: str) -> None:
+        """Close a trial that infrastructure lost; :meth:`reap` enqueues it again at the next start."""
+        trial.set_user_attr("reason", reason)
+        self.study.tell(trial, state=TrialState.FAIL)
+
+
+def point(first: FrozenTrial) -> dict[str, Any]:
+    """Return the parameters of a lineage's first attempt, also of one that was enqueued and never started."""
+    return dict(first.params or first.system_attrs.get("fixed_params", {}))
+
+
+class Ledger:
+    """The database of a study's trials; a study is opened under a lease.
+
+    Args:
+        url: SQLAlchemy URL.
+
+    Raises:
+        MmfaError: a database that cannot be opened or that holds something else.
+    """
+
+    def __init__(self, url: str) -> None:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        kwargs = {"connect_args": {"timeout": ASK_SECONDS}} if url.startswith("sqlite") else {"pool_pre_ping": True}
+        self.url = url
+        try:
+            self.storage = optuna.storages.RDBStorage(url, engine_kwargs=kwargs)
+            self._lease_engine = sa.create_engine(url, **kwargs)
+        except (sa.exc.SQLAlchemyError, optuna.exceptions.OptunaError, RuntimeError, ImportError) as error:
+            raise MmfaError(
+                f"the ledger {safe_url(url)} cannot be opened: {first_line(error)}. Give another --ledger."
+            ) from None
+
+    def lease(self, study_name: str, *, seconds: float) -> Lease:
+        """Take the study's lease and let no transaction commit without it."""
+        lease = Lease(self._lease_engine, study=study_name, seconds=seconds)
+        lease.guard(self.storage.engine)
+        return lease
+
+    def open(self, name: str, *, stage: Stage, sampler: optuna.samplers.BaseSampler | None = None) -> StageLedger:
+        """Open or create one stage of a study: ``<name>`` or ``<name>/controls``."""
+        full = name if stage == "search" else f"{name}/{stage}"
+        study = optuna.create_study(
+            storage=self.storage, study_name=full, directions=["maximize"], load_if_exists=True, sampler=sampler
+        )
+        return StageLedger(study, stage=stage)
+
+    def register(
+        self, stage: StageLedger, *, identity: Mapping[str, Any], family: str, trials: int, asked: bool
+    ) -> int:
+        """Write down what the study is, or read it; return the number of trials that holds.
+
+        Args:
+            stage: The search.
+            identity: What makes two commands the same study.
+            family: The same without the seed: seeds of one family tell the seed noise.
+            trials: Number of trials of this command.
+            asked: Whether the user gave that number.
+
+        Raises:
+            MmfaError: a number of trials below the one that was registered.
+        """
+        attrs = stage.study.user_attrs
+        before = attrs.get("trials")
+        if before is None or trials > before:
+            stage.study.set_user_attr("identity", dict(identity))
+            stage.study.set_user_attr("family", family)
+            if before is not None:
+                amendments = [*attrs.get("amendments", []), {"at": time.time(), "from": before, "to": trials}]
+                stage.study.set_user_attr("amendments", amendments)
+            stage.study.set_user_attr("trials", trials)
+            return trials
+        if asked and trials < before:
+            raise MmfaError(f"the number of trials may only grow: this study has {before}, but --trials is {trials}.")
+        return int(before)
+
+    def family_values(self, family: str, *, baseline: Callable[[optuna.Study], float | None]) -> list[float]:
+        """Return the baseline's value in every study of a family: one per seed."""
+        studies = optuna.get_all_study_names(self.storage)
+        found = [optuna.load_study(study_name=name, storage=self.storage) for name in studies if "/" not in name]
+        values = [baseline(study) for study in found if study.user_attrs.get("family") == family]
+        return [value for value in values if value is not None]

@@ -1,0 +1,96 @@
+"""Where a study reads and writes: folders and database URLs, made absolute. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import sqlalchemy as sa
+
+from mmfa.errors import MmfaError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Places:
+    """Where a study reads and writes; everything that is not given lies under ``out``."""
+
+    out: Path
+    storage: Path
+    ledger: str
+    tracking: str
+    cache_dir: Path
+    data_root: Path | None
+
+
+def places(
+    *,
+    out: Path,
+    storage: Path | None,
+    ledger: str | None,
+    tracking: str | None,
+    cache_dir: Path,
+    data_root: Path | None,
+) -> Places:
+    """Return absolute places, with the defaults under ``out``.
+
+    Raises:
+        MmfaError: a URL that is none, a folder as tracking URI, or one database for ledger and MLflow.
+    """
+    out = out.expanduser().absolute()
+    ledger_url = _absolute(ledger or f"sqlite:///{out / 'ledger.db'}", option="--ledger")
+    tracking_uri = tracking or f"sqlite:///{out / 'mlflow.db'}"
+    if not tracking_uri.startswith(("http://", "https://")):
+        tracking_uri = _absolute(tracking_uri, option="--tracking-uri")
+        if _database(ledger_url) == _database(tracking_uri):
+            raise MmfaError(
+                f"--ledger and --tracking-uri must be two databases, but both are {safe_url(ledger_url)}: "
+                "each refuses the other's tables. Give one of them another name."
+            )
+    return Places(
+        out=out,
+        storage=(storage or out / "storage").expanduser().absolute(),
+        ledger=ledger_url,
+        tracking=tracking_uri,
+        cache_dir=cache_dir.expanduser().absolute(),
+        data_root=data_root.expanduser().absolute() if data_root else None,
+    )
+
+
+def _absolute(url: str, *, option: str) -> str:
+    """Return a database URL; SQLite's path made absolute, its folder's existence left to later."""
+    try:
+        parsed = sa.make_url(url)
+    except sa.exc.ArgumentError:
+        raise MmfaError(
+            f"{option} must be a database URL such as sqlite:///file.db or postgresql://user@host/name"
+            f"{' or http://host:port' if option == '--tracking-uri' else ''}, but got {url!r}."
+        ) from None
+    if parsed.get_backend_name() not in ("sqlite", "postgresql"):
+        raise MmfaError(f"{option} must be SQLite or PostgreSQL, but got {safe_url(url)}.")
+    if parsed.get_backend_name() == "sqlite" and parsed.database in (None, "", ":memory:"):
+        raise MmfaError(f"{option} must name a file, but got {url!r}: nothing could be resumed from memory.")
+    if parsed.get_backend_name() == "sqlite":
+        return f"sqlite:///{Path(str(parsed.database)).expanduser().absolute()}"
+    return url
+
+
+def _database(url: str) -> tuple[object, ...]:
+    """Return what tells one database from another: drivers and credentials do not."""
+    parsed = sa.make_url(url)
+    if parsed.get_backend_name() == "sqlite":
+        return ("sqlite", Path(str(parsed.database)).resolve())
+    return (parsed.get_backend_name(), parsed.host, parsed.port or 5432, parsed.database)
+
+
+def safe_url(url: str) -> str:
+    """Return a database URL without its password."""
+    try:
+        return sa.make_url(url).render_as_string(hide_password=True)
+    except sa.exc.ArgumentError:
+        return "(not a database URL)"
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text, or its type where it has none."""
+    lines = str(error).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__).rstrip(".")

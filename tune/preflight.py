@@ -1,0 +1,148 @@
+"""Everything that can be known to fail is checked before the first trial."""
+
+from __future__ import annotations
+
+import os
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import sqlalchemy as sa
+
+from mmfa.config import TrialConfig
+from mmfa.errors import MmfaError
+from tune.places import Places, first_line, safe_url
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
+ANSWER_SECONDS = 8.0
+"""How long a tracking server may take to answer before it counts as absent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stores:
+    """The image stores of a study."""
+
+    source: Path
+    target: Path
+    fingerprints: dict[str, str]
+
+
+def check_writable(folder: Path, *, option: str) -> None:
+    """Write a file into a folder, read it back and remove it.
+
+    Raises:
+        MmfaError: the folder cannot be made, written or read.
+    """
+    probe = folder / f".probe-{uuid.uuid4().hex}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_text("mmfa")
+        if probe.read_text() != "mmfa":
+            raise OSError(0, "what was written reads back differently")
+        probe.unlink()
+    except OSError as error:
+        raise MmfaError(f"{folder} cannot be written ({error.strerror}); give another folder with {option}.") from None
+
+
+def check_places(where: Places) -> None:
+    """Check every folder of a study."""
+    check_writable(where.out, option="--out")
+    check_writable(where.storage, option="--storage")
+    check_writable(where.cache_dir, option="--cache-dir")
+    for url, option in ((where.ledger, "--ledger"), (where.tracking, "--tracking-uri")):
+        if url.startswith("sqlite:///"):
+            _check_sqlite(Path(url.removeprefix("sqlite:///")), option=option)
+
+
+def _check_sqlite(file: Path, *, option: str) -> None:
+    check_writable(file.parent, option=option)
+    if file.is_dir():
+        raise MmfaError(f"{option} must be a file, but {file} is a folder.")
+    if file.exists() and not os.access(file, os.W_OK):
+        raise MmfaError(f"{option}: {file} cannot be written; change its permissions or give another file.")
+    if file.exists() and file.stat().st_size:
+        with file.open("rb") as start:
+            if start.read(15) != b"SQLite format 3":
+                raise MmfaError(f"{option}: {file} is not an SQLite database; give another file.")
+
+
+def open_tracking(where: Places, *, experiment: str) -> tuple[MlflowClient, str]:
+    """Return a client and the experiment's id.
+
+    Raises:
+        MmfaError: a server that does not answer, or a database that holds something else.
+    """
+    remote = where.tracking.startswith(("http://", "https://"))
+    if remote:
+        _check_server(where.tracking)
+    import mlflow
+    from mlflow.exceptions import MlflowException
+    from mlflow.tracking import MlflowClient
+
+    mlflow.set_tracking_uri(where.tracking)
+    mlflow.set_registry_uri(where.tracking)
+    artifacts = None if remote else (where.out / "mlartifacts").as_uri()
+    try:
+        client = MlflowClient(where.tracking)
+        found = client.get_experiment_by_name(experiment)
+        if found is not None and found.lifecycle_stage == "deleted":
+            raise MmfaError(
+                f"the MLflow experiment {experiment!r} was deleted: restore it with `mlflow experiments restore "
+                f"--experiment-id {found.experiment_id}`, or give another --tracking-uri."
+            )
+        return client, found.experiment_id if found else client.create_experiment(experiment, artifacts)
+    except (MlflowException, sa.exc.SQLAlchemyError) as error:
+        raise MmfaError(
+            f"MLflow at {safe_url(where.tracking)} cannot be used: {first_line(error)}. Give another --tracking-uri."
+        ) from None
+
+
+def _check_server(uri: str) -> None:
+    """Ask a tracking server for its health."""
+    way_out = "Start it, or leave out --tracking-uri to record into a local database."
+    try:
+        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=ANSWER_SECONDS) as answer:
+            answer.read(64)
+    except urllib.error.HTTPError as error:
+        hint = " (a server refuses unknown host names: start it with --allowed-hosts)" if error.code == 403 else ""
+        raise MmfaError(f"the tracking server {uri} answered {error.code} {error.reason}{hint}. {way_out}") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        raise MmfaError(f"the tracking server {uri} does not answer ({reason}). {way_out}") from None
+
+
+def prepare_stores(config: TrialConfig, where: Places, *, progress: Callable[[str, int, int], None]) -> Stores:
+    """Open or build the stores of source and target; check that they make a batch and a validation split.
+
+    Raises:
+        MmfaError: missing or damaged data.
+    """
+    from mmfa.data import catalog
+    from mmfa.data.store import build, open_store
+
+    paths, fingerprints = [], {}
+    for name in (config.data.source, config.data.target):
+        dataset = catalog.load(name, data_root=where.data_root, cache_dir=where.cache_dir, progress=progress)
+        size = {"height": config.data.store_height, "width": config.data.store_width}
+        path = build(dataset, cache_dir=where.cache_dir, progress=progress, **size)
+        paths.append(path)
+        fingerprints[name] = open_store(path).fingerprint
+    return Stores(paths[0], paths[1], fingerprints)
+
+
+def check_training(config: TrialConfig, stores: Stores) -> None:
+    """Build a training and throw it away: weights, sizes and splits are known to hold before a worker starts.
+
+    Raises:
+        MmfaError: missing weights, too few images or identities.
+    """
+    from mmfa.data.store import open_store
+    from mmfa.training import Training
+
+    Training(config, source=open_store(stores.source), target=open_store(stores.target), device="cpu")

@@ -1,0 +1,237 @@
+"""Trial → MLflow run under the study's run: one writer, off Tune's loop, idempotent.
+
+A run is found again by its tags (study, lineage), never created twice, and every value carries the time at which
+it was measured, so writing it again adds nothing. What an outage keeps from being written is not lost: the
+lineage's ``result.json`` holds it all, and :meth:`Recorder.catch_up` records from there whatever MLflow lacks.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from mmfa.config import TrialConfig
+from tune.lease import LeaseLostError
+from tune.ledger import Lineage
+from tune.trainable import EXPORT
+
+logger = logging.getLogger(__name__)
+
+STUDY_TAG, LINEAGE_TAG = "mmfa.study", "mmfa.lineage"
+RETRY_SECONDS = 5.0
+STATUS = {"complete": "FINISHED", "diverged": "FAILED"}
+
+
+class Recorder:
+    """Writes a study to MLflow.
+
+    Args:
+        client: Client of the tracking server or database.
+        experiment_id: Experiment of the study.
+        study_id: Value of the tag that finds the study's runs.
+        tags: Tags of every run.
+        folder_of: Folder of a lineage, by its name.
+        check: Raises LeaseLostError where this driver may write no more.
+    """
+
+    def __init__(
+        self,
+        client: MlflowClient,
+        *,
+        experiment_id: str,
+        study_id: str,
+        tags: Mapping[str, str],
+        folder_of: Callable[[str], Path],
+        check: Callable[[], None],
+    ) -> None:
+        self._client, self._experiment, self._study = client, experiment_id, study_id
+        self._tags, self._folder_of, self._check = dict(tags), folder_of, check
+        self._runs: dict[str, str] = {}
+        self._status: dict[str, str] = {}
+        self._queue: queue.Queue[Callable[[], None] | None] = queue.Queue()
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="recorder", daemon=True)
+        self.problem = ""
+
+    def open(self, *, name: str, params: Mapping[str, Any], note: str) -> str:
+        """Find or create the study's run, learn what MLflow has of its trials, start writing; return the run's id."""
+        token = None
+        while True:
+            found = self._client.search_runs(
+                [self._experiment], f"tags.`{STUDY_TAG}` = '{self._study}'", max_results=1000, page_token=token
+            )
+            for run in found:
+                lineage = run.data.tags.get(LINEAGE_TAG, "")
+                self._runs[lineage], self._status[lineage] = run.info.run_id, run.info.status
+            token = found.token
+            if not token:
+                break
+        tags = {STUDY_TAG: self._study, "mlflow.note.content": note, **self._tags}
+        self.study_run = self._run("", name=name, tags=tags)
+        self._client.log_batch(self.study_run, params=[Param(key, str(value)) for key, value in params.items()])
+        self._client.update_run(self.study_run, status="RUNNING")
+        self._thread.start()
+        return self.study_run
+
+    def _run(self, lineage: str, *, name: str, tags: Mapping[str, str]) -> str:
+        """Return the run of a lineage ("" is the study's own), created where there is none."""
+        if lineage not in self._runs:
+            run = self._client.create_run(self._experiment, run_name=name, tags=dict(tags))
+            self._runs[lineage], self._status[lineage] = run.info.run_id, "RUNNING"
+        return self._runs[lineage]
+
+    # What the searcher tells.
+
+    def trial_started(self, lineage: Lineage, config: TrialConfig) -> None:
+        """Have the lineage's run exist and read RUNNING."""
+        self._queue.put(lambda: self._start(lineage, config))
+
+    def trial_epoch(self, name: str, report: dict[str, Any]) -> None:
+        """Have an epoch's metrics written."""
+        self._queue.put(lambda: self._epochs(name, [report]))
+
+    def trial_finished(self, name: str, state: str, record: dict[str, Any]) -> None:
+        """Have the run closed with everything that belongs to it; a lost lineage stays open for its next attempt."""
+        if state in STATUS:
+            self._queue.put(lambda: self._finish(name, record))
+
+    def catch_up(self, lineages: list[tuple[Lineage, TrialConfig]], read: Callable[[str], dict[str, Any]]) -> int:
+        """Record every terminal lineage that MLflow does not have in full; return how many there were."""
+        missing = [item for item in lineages if self._status.get(item[0].name) not in STATUS.values()]
+        for lineage, config in missing:
+            self.trial_started(lineage, config)
+            self.trial_finished(lineage.name, lineage.state, read(lineage.name))
+        return len(missing)
+
+    # What the thread does.
+
+    def _start(self, lineage: Lineage, config: TrialConfig) -> None:
+        control = lineage.attempts[0].user_attrs.get("control")
+        flat = config.flatten()
+        tags = {
+            STUDY_TAG: self._study,
+            LINEAGE_TAG: lineage.name,
+            "mlflow.parentRunId": self.study_run,
+            "stage": lineage.stage,
+            "role": control or ("baseline" if lineage.index == 0 else "candidate"),
+            "config.fingerprint": config.fingerprint(),
+            **self._tags,
+        }
+        lambdas = " ".join(f"λ{n}={flat[f'loss.lambda_{k}']:.3g}" for n, k in ((1, "attr"), (2, "aal"), (3, "mdal")))
+        run = self._run(lineage.name, name=f"{lineage.name} {lambdas}", tags=tags)
+        self._client.log_batch(run, params=[Param(key, str(value)) for key, value in flat.items()])
+        if self._status[lineage.name] != "RUNNING":
+            self._client.update_run(run, status="RUNNING")
+            self._status[lineage.name] = "RUNNING"
+
+    def _epochs(self, name: str, reports: list[dict[str, Any]]) -> None:
+        metrics = [
+            Metric(key, value, int(report["ended_at"] * 1000), report["epoch"])
+            for report in reports
+            for key, value in report["metrics"].items()
+        ]
+        self._batch(name, metrics)
+
+    def _batch(self, name: str, metrics: list[Metric]) -> None:
+        for start in range(0, len(metrics), 500):
+            self._client.log_batch(self._runs[name], metrics=metrics[start : start + 500])
+
+    def _finish(self, name: str, record: dict[str, Any]) -> None:
+        run, at = self._runs[name], int(record["ended_at"] * 1000)
+        self._epochs(name, record["history"])
+        if record["test"] is not None:
+            self._official(name, record, at)
+        self._client.log_dict(run, record["config"], "config.json")
+        export = self._folder_of(name) / EXPORT
+        if export.exists():
+            self._client.log_artifacts(run, str(export), "checkpoint")
+        tags = {"outcome": record["outcome"], "attempts": str(record["attempt"])}
+        if record["reason"]:
+            tags["reason"] = record["reason"]
+        if any(report["metrics"].get("mmd/plateau") for report in record["history"]):
+            tags["warning.dead_kernel"] = "L_MDAL sat on its plateau: λ3 did nothing"
+        self._client.log_batch(run, tags=[RunTag(key, value) for key, value in tags.items()])
+        self._client.set_terminated(run, STATUS[record["outcome"]], end_time=at)
+        self._status[name] = STATUS[record["outcome"]]
+
+    def _official(self, name: str, record: dict[str, Any], at: int) -> None:
+        """Write the one reading of the official target split; ``cmc/target`` has the rank as its step."""
+        epoch = record["history"][-1]["epoch"]
+        metrics = [Metric(k, v, at, epoch) for k, v in record["metrics"].items() if k.startswith("target/")]
+        metrics += [Metric("cmc/target", v, at, rank) for rank, v in enumerate(record["test"]["cmc"], start=1)]
+        self._batch(name, metrics)
+        self._client.log_dict(self._runs[name], record["test"], "retrieval_target.json")
+
+    def _work(self) -> None:
+        while (call := self._queue.get()) is not None:
+            while True:
+                try:
+                    self._check()
+                    call()
+                    self.problem = ""
+                    break
+                except LeaseLostError:
+                    return
+                except (MlflowException, OSError) as error:
+                    self.problem = f"MLflow does not take what is written ({str(error).splitlines()[0]})"
+                    logger.warning("%s; trying again", self.problem)
+                    if self._closing.wait(RETRY_SECONDS):
+                        return
+
+    # The end.
+
+    def flush(self, *, seconds: float) -> bool:
+        """Wait until all that was queued is written; return False where it was not within ``seconds``."""
+        done = threading.Event()
+        self._queue.put(done.set)
+        deadline = time.monotonic() + seconds
+        while not done.wait(0.05):
+            if time.monotonic() > deadline or not self._thread.is_alive():
+                return False
+        return True
+
+    def finish_study(
+        self, *, metrics: Mapping[str, float], tags: Mapping[str, str], artifacts: Mapping[str, Any]
+    ) -> None:
+        """Close the study's run with its outcome."""
+        self._check()
+        now = int(time.time() * 1000)
+        for file, content in artifacts.items():
+            text = content if isinstance(content, str) else json.dumps(content, indent=1)
+            self._client.log_text(self.study_run, text, file)
+        self._client.log_batch(
+            self.study_run,
+            metrics=[Metric(key, value, now, 0) for key, value in metrics.items()],
+            tags=[RunTag(key, value) for key, value in tags.items()],
+        )
+        self._client.set_terminated(self.study_run, "FINISHED")
+
+    def close(self, *, seconds: float = 30.0, interrupted: bool = False) -> bool:
+        """Write what is queued and stop; return whether all of it was written.
+
+        Args:
+            seconds: How long to try.
+            interrupted: Mark runs that are still open as KILLED; the next driver opens them again.
+        """
+        written = self.flush(seconds=seconds)
+        self._closing.set()
+        self._queue.put(None)
+        self._thread.join(timeout=seconds)
+        if interrupted and written:
+            for name in [name for name, status in self._status.items() if status == "RUNNING"]:
+                self._client.set_terminated(self._runs[name], "KILLED")
+        return written
+
+    def run_of(self, name: str) -> str:
+        """Return the MLflow run of a lineage."""
+        return self._runs[name]

@@ -1,0 +1,203 @@
+"""What to run next: our ``Searcher`` over Optuna's ask/tell; controls first, then the baseline, then the sampler."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import optuna
+import ray.tune.search
+import scipy.stats.qmc
+
+from mmfa.config import TrialConfig, field_type
+from studies.plan import CONTROLS, Plan
+from studies.spec import Choices, Scalar
+from tune.ledger import Lineage, Stage, StageLedger
+from tune.trainable import ROW, Job, as_config
+
+logger = logging.getLogger(__name__)
+
+
+class Observer(Protocol):
+    """Whoever wants to know how the trials go: the console and the recorder."""
+
+    def trial_started(self, lineage: Lineage, config: TrialConfig) -> None:
+        """A worker is about to get this lineage."""
+
+    def trial_epoch(self, name: str, report: dict[str, Any]) -> None:
+        """An epoch is over; may be told more than once."""
+
+    def trial_finished(self, name: str, state: str, record: dict[str, Any]) -> None:
+        """``state`` is complete, diverged or lost."""
+
+
+def distributions(plan: Plan) -> dict[str, optuna.distributions.BaseDistribution]:
+    """Return the space as Optuna's distributions."""
+    result: dict[str, optuna.distributions.BaseDistribution] = {}
+    for name, dimension in plan.study.space.items():
+        if isinstance(dimension, Choices):
+            result[name] = optuna.distributions.CategoricalDistribution(dimension.labels())
+        elif field_type(name) is int:
+            result[name] = optuna.distributions.IntDistribution(int(dimension.low), int(dimension.high), dimension.log)
+        else:
+            result[name] = optuna.distributions.FloatDistribution(dimension.low, dimension.high, dimension.log)
+    return result
+
+
+def start_up_point(plan: Plan, index: int) -> dict[str, Scalar]:
+    """Return the point of lineage ``index``: the baseline for 0, then a scrambled Halton sequence by the seed."""
+    if index == 0:
+        return plan.baseline_params()
+    space = distributions(plan)
+    halton = scipy.stats.qmc.Halton(d=len(space), rng=np.random.default_rng(plan.baseline.run.seed))
+    unit = halton.random(index)[index - 1]
+    return {name: _at(space[name], float(u)) for name, u in zip(space, unit, strict=True)}
+
+
+def _at(distribution: optuna.distributions.BaseDistribution, u: float) -> Scalar:
+    """Return the value at quantile ``u`` in [0, 1) of a distribution."""
+    if isinstance(distribution, optuna.distributions.CategoricalDistribution):
+        choice: Scalar = distribution.choices[int(u * len(distribution.choices))]  # type: ignore[assignment]
+        return choice
+    assert isinstance(distribution, optuna.distributions.FloatDistribution | optuna.distributions.IntDistribution)
+    low, high = float(distribution.low), float(distribution.high)
+    if isinstance(distribution, optuna.distributions.IntDistribution):
+        high += 1
+    value = low * (high / low) ** u if distribution.log else low + (high - low) * u
+    if isinstance(distribution, optuna.distributions.IntDistribution):
+        return min(int(value), distribution.high)
+    return min(max(value, distribution.low), distribution.high)
+
+
+def sampler(plan: Plan, *, num_trials: int) -> optuna.samplers.BaseSampler:
+    """Return TPE, seeded by the study and the ledger's length: a restart never draws the same points again."""
+    seed = int(np.random.SeedSequence([plan.baseline.run.seed, num_trials]).generate_state(1)[0])
+    return optuna.samplers.TPESampler(seed=seed, n_startup_trials=plan.study.start_up)
+
+
+def prepare(plan: Plan, *, controls: StageLedger, search: StageLedger) -> None:
+    """Reap what a dead driver left and enqueue what is known beforehand: controls, baseline, start-up points."""
+    for stage in (controls, search):
+        for lineage in stage.reap():
+            logger.info("%s was left unfinished; it is taken up again", lineage.name)
+    known = {lineage.last.user_attrs.get("control") for lineage in controls.lineages()}
+    for name in CONTROLS:
+        if name not in known:
+            controls.enqueue({}, control=name)
+    for index in range(len(search.lineages()), min(plan.trials, 1 + plan.study.start_up)):
+        search.enqueue(start_up_point(plan, index))
+
+
+class StudySearcher(ray.tune.search.Searcher):
+    """Hands Tune the trials of a study and tells the ledger how they end.
+
+    Args:
+        plan: What to run.
+        stages: Controls and search, already prepared.
+        make_job: Turns a lineage and its config into what a worker gets.
+        observers: Told in order.
+        stop: Called with a sentence when the study cannot go on.
+    """
+
+    def __init__(
+        self,
+        *,
+        plan: Plan,
+        stages: tuple[StageLedger, ...],
+        make_job: Callable[[Lineage, TrialConfig], Job],
+        observers: tuple[Observer, ...],
+        stop: Callable[[str], None],
+    ) -> None:
+        super().__init__()
+        self._plan, self._stages, self._make_job = plan, stages, make_job
+        self._observers, self._stop = observers, stop
+        self._space = distributions(plan)
+        self._live: dict[str, tuple[StageLedger, Lineage, optuna.Trial]] = {}
+        self.failures: dict[str, str] = {}
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """Return the config of the next trial, or FINISHED when nothing is left to start."""
+        for stage in self._stages:
+            if (trial := self._next(stage)) is not None:
+                lineage = stage.lineage_of(trial.number)
+                config = self._config(stage.stage, trial)
+                self._live[trial_id] = (stage, lineage, trial)
+                for observer in self._observers:
+                    observer.trial_started(lineage, config)
+                return as_config(self._make_job(lineage, config))
+        return str(ray.tune.search.Searcher.FINISHED)
+
+    def _next(self, stage: StageLedger) -> optuna.Trial | None:
+        lineages = stage.lineages()
+        space: Mapping[str, optuna.distributions.BaseDistribution] = self._space if stage.stage == "search" else {}
+        if any(lineage.state == "waiting" for lineage in lineages):
+            return stage.ask(space)
+        if stage.stage == "search" and len(lineages) < self._plan.trials:
+            stage.study.sampler = sampler(self._plan, num_trials=sum(len(item.attempts) for item in lineages))
+            return stage.ask(space)
+        return None
+
+    def _config(self, stage: Stage, trial: optuna.Trial) -> TrialConfig:
+        return (
+            self._plan.control(trial.user_attrs["control"]) if stage == "controls" else self._plan.decode(trial.params)
+        )
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Pass an epoch on to the ledger and the observers."""
+        if trial_id in self._live and "epoch" in (row := json.loads(result[ROW])):
+            self._epoch(*self._live[trial_id], row["epoch"])
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Tell the ledger how a trial ended; the last row may be known here only."""
+        if trial_id not in self._live:
+            return None
+        stage, lineage, trial = self._live.pop(trial_id)
+        row = json.loads((result or {}).get(ROW, "{}"))
+        if error or "result" not in row:
+            reason = row.get("failed") or self._last_words(lineage, trial)
+            stage.lose(trial, reason=reason)
+            self.failures[lineage.name] = reason
+            return self._tell(lineage.name, "lost", {"reason": reason})
+        record = row["result"]
+        for report in record["history"]:
+            self._epoch(stage, lineage, trial, report)
+        if record["outcome"] == "diverged":
+            stage.diverge(trial, reason=record["reason"])
+        else:
+            metrics = record["metrics"]
+            stage.complete(trial, value=metrics[self._plan.study.objective.metric], metrics=metrics)
+        self._tell(lineage.name, record["outcome"], record)
+        if record["outcome"] == "diverged" and stage.stage == "search" and lineage.index == 0:
+            self._stop(
+                f"the baseline diverged ({record['reason']}): nothing can be compared with it; the study ends here."
+            )
+        return None
+
+    def _epoch(self, stage: StageLedger, lineage: Lineage, trial: optuna.Trial, report: dict[str, Any]) -> None:
+        value = report["metrics"].get(self._plan.study.objective.metric)
+        if value is not None and report["epoch"] not in stage.study.trials[trial.number].intermediate_values:
+            stage.report(trial, value=value, step=report["epoch"])
+        for observer in self._observers:
+            observer.trial_epoch(lineage.name, report)
+
+    def _tell(self, name: str, state: str, record: dict[str, Any]) -> None:
+        for observer in self._observers:
+            observer.trial_finished(name, state, record)
+
+    def _last_words(self, lineage: Lineage, trial: optuna.Trial) -> str:
+        job = self._make_job(lineage, self._config(lineage.stage, trial))
+        file = Path(job.folder) / "error.txt"
+        return file.read_text().strip().splitlines()[-1] if file.exists() else "its worker was lost"
+
+    def save(self, checkpoint_path: str) -> None:
+        """Do nothing: the ledger is the state."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Do nothing: the ledger is the state."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}

@@ -1,0 +1,209 @@
+"""One trial: config → ``Training`` → ``ray.tune.report``, with checkpoints by lineage.
+
+A lineage's folder holds ``attempt-0001/epoch-0003/…`` while it trains and, once it is over, ``result.json`` and
+``export/`` (the weights that were evaluated). Whoever starts on a lineage first sends again what it has already
+been through, so that a driver or a worker that died in between has lost no report.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import os
+import platform
+import shutil
+import time
+import traceback
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmfa.config import TrialConfig
+from mmfa.errors import DivergedError, MmfaError
+from tune.lease import Fence
+
+if TYPE_CHECKING:
+    from mmfa.data.store import Store
+    from mmfa.reports import EpochReport
+    from mmfa.training import Training
+
+logger = logging.getLogger(__name__)
+
+RESULT = "result.json"
+EXPORT = "export"
+JOURNAL = "journal.jsonl"
+ROW = "mmfa"
+"""Key of a Tune result that holds a row of :func:`train` as JSON."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """All that a worker needs to know of a trial."""
+
+    name: str
+    config: str
+    source_store: str
+    target_store: str
+    folder: str
+    attempt: int
+    fence_folder: str
+    fence_counter: int
+    threads: int
+
+    @property
+    def fence(self) -> Fence:
+        """The driver's counter."""
+        return Fence(Path(self.fence_folder), self.fence_counter)
+
+
+def run(config: dict[str, Any]) -> None:
+    """Train one trial inside Ray Tune."""
+    import ray.tune
+
+    job = Job(**config["job"])
+    try:
+        for row in train(job):  # as text: Tune flattens nested results
+            ray.tune.report({ROW: json.dumps(row)})
+    except Exception:
+        folder = Path(job.folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "error.txt").write_text(traceback.format_exc())
+        raise
+
+
+def train(job: Job) -> Iterator[dict[str, Any]]:
+    """Train one lineage from where it stands; yield a row per epoch and a last one with the outcome.
+
+    Rows are ``{"epoch": report}`` and ``{"result": record}``; the record is also ``result.json``.
+    """
+    folder = Path(job.folder)
+    if (folder / RESULT).exists():
+        record = read_result(folder)
+        yield from ({"epoch": report} for report in record["history"])
+        yield {"result": record}
+        return
+    import torch
+
+    from mmfa.reports import retrieval_metrics
+
+    torch.set_num_threads(job.threads)
+    started = time.time()
+    try:
+        training, notes = _open(job)
+        for report in training.history:
+            yield {"epoch": epoch_row(report)}
+        for report in training.epochs():
+            _save(job, training)
+            yield {"epoch": epoch_row(report)}
+        record = _record(job, training, outcome="complete", started=started, notes=notes)
+        test = training.test()
+        record["test"] = asdict(test)
+        record["metrics"] = record["history"][-1]["metrics"] | retrieval_metrics("target", test)
+        training.export(folder / EXPORT)
+    except DivergedError as error:
+        record = _record(job, training, outcome="diverged", started=started, notes=notes) | {"reason": str(error)}
+    except MmfaError as error:
+        yield {"failed": str(error)}
+        return
+    _finish(job, record)
+    yield {"result": record}
+
+
+def epoch_row(report: EpochReport) -> dict[str, Any]:
+    """Return what the driver is told of an epoch."""
+    return {
+        "epoch": report.epoch,
+        "num_epochs": report.num_epochs,
+        "ended_at": report.ended_at,
+        "metrics": report.metrics(),
+    }
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """Return the record of a finished lineage."""
+    record: dict[str, Any] = json.loads((folder / RESULT).read_text())
+    return record
+
+
+@functools.cache
+def _store(path: str) -> Store:
+    """Return a memory-mapped store; a worker keeps it for its next trials."""
+    from mmfa.data.store import open_store
+
+    return open_store(Path(path))
+
+
+def _open(job: Job) -> tuple[Training, list[str]]:
+    """Return the training, resumed from the newest intact checkpoint of any attempt, and what there is to tell."""
+    from mmfa.checkpoint import newest_intact
+    from mmfa.training import Training
+
+    notes: list[str] = []
+
+    def corrupt(path: Path, reason: str) -> None:
+        notes.append(
+            f"{path} was corrupt ({reason}) and was set aside; the trial went on from the checkpoint before it."
+        )
+        logger.warning("%s", notes[-1])
+
+    config = TrialConfig.from_json(job.config)
+    training = Training(config, source=_store(job.source_store), target=_store(job.target_store))
+    checkpoint = newest_intact(sorted(Path(job.folder).glob("attempt-*")), on_corrupt=corrupt)
+    if checkpoint is not None:
+        training.resume(checkpoint)
+    return training, notes
+
+
+def _save(job: Job, training: Training) -> None:
+    """Commit a checkpoint behind the fence and write down who trained the epoch."""
+    folder = Path(job.folder)
+    training.save(folder / f"attempt-{job.attempt:04d}", before_commit=job.fence.check)
+    entry = {
+        "attempt": job.attempt,
+        "driver": job.fence_counter,
+        "epoch": len(training.history),
+        "host": platform.node(),
+        "pid": os.getpid(),
+        "at": time.time(),
+    }
+    with (folder / JOURNAL).open("a") as journal:
+        journal.write(json.dumps(entry) + "\n")
+
+
+def _record(job: Job, training: Training, *, outcome: str, started: float, notes: list[str]) -> dict[str, Any]:
+    return {
+        "name": job.name,
+        "outcome": outcome,
+        "reason": "",
+        "config": json.loads(job.config),
+        "history": [epoch_row(report) for report in training.history],
+        "metrics": {},
+        "test": None,
+        "attempt": job.attempt,
+        "notes": notes,
+        "started_at": started,
+        "ended_at": time.time(),
+        "threads": job.threads,
+    }
+
+
+def _finish(job: Job, record: dict[str, Any]) -> None:
+    """Move the result into place behind the fence, then drop the checkpoints that it makes needless."""
+    folder = Path(job.folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f"{RESULT}.{os.getpid()}.tmp"
+    with temporary.open("w") as file:
+        json.dump(record, file)
+        file.flush()
+        os.fsync(file.fileno())
+    job.fence.check()
+    temporary.replace(folder / RESULT)
+    for attempt in folder.glob("attempt-*"):
+        shutil.rmtree(attempt, ignore_errors=True)
+
+
+def as_config(job: Job) -> dict[str, Any]:
+    """Return the job as the config of a Ray Tune trial."""
+    return {"job": asdict(job)}
