@@ -133,14 +133,19 @@ class AttributeHeads(nn.Module):
 
 def identity_head(num_features: int, num_ids: int, *, width: int, dropout: float) -> nn.Sequential:
     """Return Linear -> BN -> LeakyReLU -> Dropout -> Linear, or BN -> Dropout -> Linear for width 0."""
+    classifier = nn.Linear(width or num_features, num_ids)
+    # Near 0, as re-identification code has it: with torch's own start the embedded profile ended at a source mAP of
+    # 0.32 instead of 0.74 (identity loss alone, one seed).
+    nn.init.normal_(classifier.weight, std=0.001)
+    nn.init.zeros_(classifier.bias)
     if width == 0:
-        return nn.Sequential(nn.BatchNorm1d(num_features), nn.Dropout(dropout), nn.Linear(num_features, num_ids))
+        return nn.Sequential(nn.BatchNorm1d(num_features), nn.Dropout(dropout), classifier)
     return nn.Sequential(
         nn.Linear(num_features, width),
         nn.BatchNorm1d(width),
         nn.LeakyReLU(NEGATIVE_SLOPE),
         nn.Dropout(dropout),
-        nn.Linear(width, num_ids),
+        classifier,
     )
 
 

@@ -95,7 +95,7 @@ class Training:
             DivergedError: a loss or a weight that is not finite; names epoch, step and term.
         """
         while len(self.history) < self.config.optim.num_epochs:
-            with _deterministic(self.hardware.device, seed=(self.config.run.seed, len(self.history))):
+            with _deterministic(self.hardware.device, seed=(self.config.run.seed, len(self.history) + 1)):
                 report = self._epoch(len(self.history))
             self.history.append(report)
             yield report
@@ -161,7 +161,7 @@ class Training:
 
     def _new_model(self) -> MMFA:
         weights = resolve_weights(self.config.model)
-        with _deterministic(torch.device("cpu"), seed=(self.config.run.seed,)):
+        with _deterministic(torch.device("cpu"), seed=(self.config.run.seed, 0)):
             model = MMFA(self.config.model, num_ids=len(self.pids), num_attributes=len(self.attribute_names))
         if weights is not None:
             model.backbone.load_state_dict(weights, strict=False)  # resolve_weights checked the names
@@ -297,7 +297,7 @@ def _named(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 @contextlib.contextmanager
-def _deterministic(device: torch.device, *, seed: tuple[int, ...]) -> Iterator[None]:
+def _deterministic(device: torch.device, *, seed: tuple[int, int]) -> Iterator[None]:
     """Seed torch's global generators within, and put back outside what was there."""
     devices = [device] if device.type == "cuda" else []
     state = int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0])

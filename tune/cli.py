@@ -256,5 +256,5 @@ def _quiet() -> None:
     """Let warnings of ours through and keep third parties' chatter out of the live table."""
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
     for name in ("alembic", "mlflow", "ray", "optuna", "urllib3"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", module=r"(mlflow|ray|optuna|sqlalchemy|pydantic)\b")

@@ -3,35 +3,31 @@
 from __future__ import annotations
 
 import json
-import logging
-import math
-import os
 import shutil
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
+from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from mmfa.config import canonical_json
 from mmfa.errors import MmfaError
 from studies.plan import digest
+from tune import cluster, preflight, provenance, search, summary
 from tune import outcome as outcomes
-from tune import preflight, provenance, search, summary
 from tune.console import Console
+from tune.interrupt import Stop
 from tune.lease import LeaseLostError
 from tune.ledger import Ledger
+from tune.places import first_line
 from tune.recorder import Recorder
 from tune.session import Request, Session, open_session
 from tune.trainable import EXPORT, read_result
 
-logger = logging.getLogger(__name__)
-
 MAX_FAILURES = 3
 PROBE_IMAGES = 8
+FLUSH_SECONDS = 60.0
+"""How long the end of a study waits for MLflow."""
 
 
 def run(request: Request, console: Console) -> int:
@@ -91,52 +87,59 @@ def _recorder(session: Session, client: MlflowClient, experiment: str) -> Record
 def _drive(session: Session, recorder: Recorder, client: MlflowClient, console: Console) -> int:
     """Train what is left, then record, promote and print."""
     failures: dict[str, str] = {}
-    stop = _Stop()
-    left = session.left()
+    stop = Stop()
+    left = 0 if session.diverged_baseline() else session.left()
     over: dict[str, str] = {lineage.name: lineage.state for lineage in session.lineages() if lineage.terminal}
     if left:
         console.say(f"{session.study_id}: {len(over)} trainings are over, {left} to go.")
         failures = _train(session, recorder, console, over, stop)
-    else:
+    elif not session.diverged_baseline():
         console.say(f"{session.study_id} is finished: here is its result again.")
     session.lease.check()
-    complete = session.left() == 0
-    if not complete or stop.reason:
-        written = recorder.close(interrupted=True)
-        return _incomplete(session, console, stop, failures, recorder.problem if not written else "")
-    written = recorder.flush(seconds=60)
+    diverged = session.diverged_baseline()
+    if diverged:
+        stop.reason = f"the baseline diverged ({diverged}): nothing can be compared with it, so the study ends here."
+    if stop.reason or session.left():
+        written = recorder.close(interrupted=not diverged)
+        return _incomplete(session, console, stop, failures, "" if written else recorder.problem)
+    return _finish(session, recorder, client, console)
+
+
+def _finish(session: Session, recorder: Recorder, client: MlflowClient, console: Console) -> int:
+    """Print the result, promote, and close the study's run."""
+    written = recorder.flush(seconds=FLUSH_SECONDS)
     found = session.outcome()
     console.rich.print(summary.table(session.plan, found))
     for line in summary.sentences(found):
         console.say(line)
+    problem = recorder.problem or "MLflow is too slow"
+    if written:
+        try:
+            promoted = _promote(session, recorder, client, found)
+            _close(session, recorder, found, promoted)
+            recorder.close()
+        except (MlflowException, OSError, MmfaError) as error:
+            session.lease.check()
+            written, problem = False, first_line(error)
     if not written:
         recorder.close(seconds=1)
-        console.say(f"Not recorded yet: {recorder.problem}. The results are safe; run this again to record them:")
+        console.say(f"Not everything is recorded or promoted yet: {problem}. The results are safe; to try again, type:")
         console.say(f"  {session.request.command}")
         return 1
-    promoted = _promote(session, recorder, client, found)
-    _close(session, recorder, found, promoted)
-    recorder.close()
     console.say(promoted)
     _where(session, console)
     return 0
 
 
-class _Stop:
-    """Why the search was stopped before its end."""
-
-    def __init__(self) -> None:
-        self.reason = ""
-        self.interrupted = False
-
-
-def _incomplete(session: Session, console: Console, stop: _Stop, failures: dict[str, str], problem: str) -> int:
+def _incomplete(session: Session, console: Console, stop: Stop, failures: dict[str, str], problem: str) -> int:
     """Say what is missing and how to go on."""
     over = sum(lineage.terminal for lineage in session.lineages())
     for name, reason in failures.items():
         console.say(f"{name} was lost: {reason}")
     if problem:
         console.say(problem)
+    if stop.note:
+        console.say(stop.note)
     if stop.reason:
         console.say(f"Stopped: {stop.reason}")
         return 1
@@ -146,62 +149,33 @@ def _incomplete(session: Session, console: Console, stop: _Stop, failures: dict[
     return 130 if stop.interrupted else 1
 
 
-def _train(session: Session, recorder: Recorder, console: Console, over: dict[str, str], stop: _Stop) -> dict[str, str]:
+def _train(session: Session, recorder: Recorder, console: Console, over: dict[str, str], stop: Stop) -> dict[str, str]:
     """Run everything that is left through Ray Tune; return why lineages were lost, by name."""
-    ray, resources, workers = _start_ray(session.request)
-    workers = min(workers, session.left())
-
-    def end(reason: str) -> None:
-        stop.reason = reason
-        os.kill(os.getpid(), signal.SIGUSR1)
-
+    request = session.request
+    ray = cluster.start(
+        address=request.address, cpus_per_trial=request.cpus_per_trial, trials_per_gpu=request.trials_per_gpu
+    )
     searcher = search.StudySearcher(
         plan=session.plan,
         stages=(session.controls, session.search),
         make_job=session.job,
         observers=(console, recorder),
-        stop=end,
+        stop=stop.end,
     )
-    session.lease.on_lost(lambda: end("another driver has taken over the study; this one changed nothing more."))
+    session.lease.on_lost(lambda: stop.end("another driver has taken over the study; this one changed nothing more."))
     folder = session.folder / f"ray-{session.fence.counter}"
+    workers = min(ray.workers, session.left())
     try:
-        with console.live(workers=workers, finished=over), _signals(stop):
-            _tuner(searcher, resources, workers, folder).fit()
+        with console.live(workers=workers, finished=over), stop.signals(), stop.watch(ray.alive):
+            _tuner(searcher, ray.resources, workers, folder).fit()
     except Exception:  # Tune wraps what a searcher raises
         session.lease.check()
         raise
     finally:
-        ray.shutdown()
+        ray.close()
         for leftover in session.folder.glob("ray-*"):
             shutil.rmtree(leftover, ignore_errors=True)
     return searcher.failures
-
-
-def _start_ray(request: Request) -> tuple[Any, dict[str, float], int]:
-    """Start or join Ray; return it, the resources of a trial, and how many trials fit at once."""
-    import ray
-
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    address = request.address or os.environ.get("RAY_ADDRESS") or "local"
-    if address == "local":
-        options |= {"num_cpus": max(provenance.num_cores(), request.cpus_per_trial), "include_dashboard": False}
-    try:
-        ray.init(address=address, **options)
-    except (ConnectionError, OSError, ValueError, RuntimeError) as error:
-        raise MmfaError(f"Ray at --address {address} cannot be reached: {str(error).splitlines()[0]}") from None
-    have = ray.cluster_resources()
-    per_trial: dict[str, float] = {"cpu": request.cpus_per_trial}
-    workers = math.floor(have.get("CPU", 0) / request.cpus_per_trial)
-    if have.get("GPU", 0):
-        per_trial["gpu"] = 1 / request.trials_per_gpu
-        workers = min(workers, math.floor(have["GPU"] * request.trials_per_gpu))
-    if workers < 1:
-        ray.shutdown()
-        raise MmfaError(
-            f"a trial asks for {request.cpus_per_trial} CPUs, but the cluster has {have.get('CPU', 0):g}; "
-            "lower --cpus-per-trial."
-        )
-    return ray, per_trial, workers
 
 
 def _tuner(searcher: search.StudySearcher, resources: dict[str, float], workers: int, folder: Path) -> Any:
@@ -226,27 +200,6 @@ def _tuner(searcher: search.StudySearcher, resources: dict[str, float], workers:
             verbose=0,
         ),
     )
-
-
-@contextmanager
-def _signals(stop: _Stop) -> Iterator[None]:
-    """Let the first SIGINT or SIGTERM end Tune after its current step, and a second one end the process.
-
-    Tune itself listens to SIGUSR1 while it runs; its own SIGINT handler prints, so it is switched off.
-    """
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if stop.interrupted:
-            raise KeyboardInterrupt
-        stop.interrupted = True
-        os.kill(os.getpid(), signal.SIGUSR1)
-
-    before: dict[int, Any] = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _promote(session: Session, recorder: Recorder, client: MlflowClient, found: outcomes.Outcome) -> str:

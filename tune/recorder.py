@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import sqlalchemy as sa
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
@@ -80,6 +81,7 @@ class Recorder:
         self.study_run = self._run("", name=name, tags=tags)
         self._client.log_batch(self.study_run, params=[Param(key, str(value)) for key, value in params.items()])
         self._client.update_run(self.study_run, status="RUNNING")
+        self._status[""] = "RUNNING"
         self._thread.start()
         return self.study_run
 
@@ -182,7 +184,7 @@ class Recorder:
                     break
                 except LeaseLostError:
                     return
-                except (MlflowException, OSError) as error:
+                except (MlflowException, sa.exc.SQLAlchemyError, OSError) as error:
                     self.problem = f"MLflow does not take what is written ({str(error).splitlines()[0]})"
                     logger.warning("%s; trying again", self.problem)
                     if self._closing.wait(RETRY_SECONDS):
@@ -215,21 +217,22 @@ class Recorder:
             tags=[RunTag(key, value) for key, value in tags.items()],
         )
         self._client.set_terminated(self.study_run, "FINISHED")
+        self._status[""] = "FINISHED"
 
     def close(self, *, seconds: float = 30.0, interrupted: bool = False) -> bool:
         """Write what is queued and stop; return whether all of it was written.
 
         Args:
             seconds: How long to try.
-            interrupted: Mark runs that are still open as KILLED; the next driver opens them again.
+            interrupted: Runs that are still open read KILLED, for the next driver opens them again; else FAILED.
         """
         written = self.flush(seconds=seconds)
         self._closing.set()
         self._queue.put(None)
         self._thread.join(timeout=seconds)
-        if interrupted and written:
+        if written:
             for name in [name for name, status in self._status.items() if status == "RUNNING"]:
-                self._client.set_terminated(self._runs[name], "KILLED")
+                self._client.set_terminated(self._runs[name], "KILLED" if interrupted else "FAILED")
         return written
 
     def run_of(self, name: str) -> str:

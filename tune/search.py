@@ -172,9 +172,7 @@ class StudySearcher(ray.tune.search.Searcher):
             stage.complete(trial, value=metrics[self._plan.study.objective.metric], metrics=metrics)
         self._tell(lineage.name, record["outcome"], record)
         if record["outcome"] == "diverged" and stage.stage == "search" and lineage.index == 0:
-            self._stop(
-                f"the baseline diverged ({record['reason']}): nothing can be compared with it; the study ends here."
-            )
+            self._stop(f"the baseline diverged: {record['reason']}")
         return None
 
     def _epoch(self, stage: StageLedger, lineage: Lineage, trial: optuna.Trial, report: dict[str, Any]) -> None:

@@ -71,6 +71,11 @@ class Session:
         noise = self.ledger.family_values(self.family, baseline=outcomes.baseline_value)
         return outcomes.read(self.plan, controls=self.controls, search=self.search, noise=noise)
 
+    def diverged_baseline(self) -> str:
+        """Why the paper's defaults diverged, or "" where they did not."""
+        first = next(iter(self.search.lineages()), None)
+        return str(first.last.user_attrs.get("reason", "")) if first is not None and first.state == "diverged" else ""
+
     def left(self) -> int:
         """How many lineages are not over yet."""
         over = sum(lineage.terminal for lineage in self.lineages())

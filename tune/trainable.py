@@ -84,31 +84,47 @@ def train(job: Job) -> Iterator[dict[str, Any]]:
         yield from ({"epoch": report} for report in record["history"])
         yield {"result": record}
         return
-    import torch
+    try:
+        yield from _train(job)
+    except MmfaError as error:
+        yield {"failed": str(error)}
 
-    from mmfa.reports import retrieval_metrics
+
+def _train(job: Job) -> Iterator[dict[str, Any]]:
+    """Train what is left of a lineage and write its result."""
+    import torch
 
     torch.set_num_threads(job.threads)
     started = time.time()
+    training, notes = _open(job)
+    for report in training.history:
+        yield {"epoch": epoch_row(report)}
     try:
-        training, notes = _open(job)
-        for report in training.history:
-            yield {"epoch": epoch_row(report)}
         for report in training.epochs():
             _save(job, training)
             yield {"epoch": epoch_row(report)}
-        record = _record(job, training, outcome="complete", started=started, notes=notes)
-        test = training.test()
-        record["test"] = asdict(test)
-        record["metrics"] = record["history"][-1]["metrics"] | retrieval_metrics("target", test)
-        training.export(folder / EXPORT)
+        outcome = _test(training) | {"outcome": "complete"}
     except DivergedError as error:
-        record = _record(job, training, outcome="diverged", started=started, notes=notes) | {"reason": str(error)}
-    except MmfaError as error:
-        yield {"failed": str(error)}
-        return
+        outcome = {"outcome": "diverged", "reason": str(error)}
+    if outcome["outcome"] == "complete":
+        training.export(Path(job.folder) / EXPORT)
+    record = _record(job, training) | {"started_at": started, "notes": notes} | outcome
     _finish(job, record)
     yield {"result": record}
+
+
+def _test(training: Training) -> dict[str, Any]:
+    """Read the official target split, once."""
+    from mmfa.reports import retrieval_metrics
+
+    before = time.perf_counter()
+    test = training.test()
+    last = training.history[-1].metrics()
+    return {
+        "test": asdict(test),
+        "test_seconds": time.perf_counter() - before,
+        "metrics": last | retrieval_metrics("target", test),
+    }
 
 
 def epoch_row(report: EpochReport) -> dict[str, Any]:
@@ -172,19 +188,18 @@ def _save(job: Job, training: Training) -> None:
         journal.write(json.dumps(entry) + "\n")
 
 
-def _record(job: Job, training: Training, *, outcome: str, started: float, notes: list[str]) -> dict[str, Any]:
+def _record(job: Job, training: Training) -> dict[str, Any]:
+    """Return what is known of a lineage before its outcome is."""
     return {
         "name": job.name,
-        "outcome": outcome,
         "reason": "",
         "config": json.loads(job.config),
         "history": [epoch_row(report) for report in training.history],
         "metrics": {},
         "test": None,
+        "test_seconds": 0.0,
         "attempt": job.attempt,
-        "notes": notes,
-        "started_at": started,
-        "ended_at": time.time(),
+        "pid": os.getpid(),
         "threads": job.threads,
     }
 
@@ -193,6 +208,7 @@ def _finish(job: Job, record: dict[str, Any]) -> None:
     """Move the result into place behind the fence, then drop the checkpoints that it makes needless."""
     folder = Path(job.folder)
     folder.mkdir(parents=True, exist_ok=True)
+    record["ended_at"] = time.time()
     temporary = folder / f"{RESULT}.{os.getpid()}.tmp"
     with temporary.open("w") as file:
         json.dump(record, file)

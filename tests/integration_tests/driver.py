@@ -61,11 +61,16 @@ class Driver:
         found = []
         for child in psutil.Process(self.process.pid).children(recursive=True):
             try:
-                if any(word.startswith("ray::") and "IDLE" not in word for word in child.cmdline()):
+                if any(word.startswith("ray::ImplicitFunc") for word in child.cmdline()):
                     found.append(child)
             except psutil.Error:
                 continue
         return found
+
+    def raylet(self):
+        """Return the process of Ray's node."""
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        return next(child for child in children if child.name() == "raylet")
 
     def kill(self, number=signal.SIGKILL):
         os.kill(self.process.pid, number)

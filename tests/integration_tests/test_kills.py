@@ -33,7 +33,8 @@ def test_driver_killed_at_random_moments(driver):
             victims = driver.workers()
             assert victims, "no worker was training"
             moments.choice(victims).kill()
-            driver.wait_for(lambda before=len(driver.epochs()): len(driver.epochs()) > before + 1)
+            target = len(driver.epochs()) + 2
+            driver.wait_for(lambda target=target: len(driver.epochs()) >= target)
         code = driver.kill(signal.SIGINT if kind == "interrupt" else signal.SIGKILL)
         assert code == (130 if kind == "interrupt" else -signal.SIGKILL)
     assert "Interrupted" in (driver.out.parent / "log.txt").read_text()
@@ -48,6 +49,19 @@ def test_driver_killed_at_random_moments(driver):
     check_exactly_once(driver, trials=TRIALS, epochs=EPOCHS)
     for line in re.findall(r"search/\d+ .*complete", text):
         assert line not in again, "nothing is trained again"
+
+
+def test_a_ray_that_dies_ends_the_command_and_not_the_study(driver):
+    driver.start()
+    driver.wait_for(lambda: len(driver.epochs()) >= 1)
+    driver.raylet().kill()
+    assert driver.process.wait(120) == 1
+    text = (driver.out.parent / "log.txt").read_text()
+    assert "Ray on this machine has died" in text and "Nothing is lost. To continue, type:" in text
+    assert "Traceback" not in text
+    code, text = driver.run()
+    assert code == 0, text
+    check_exactly_once(driver, trials=TRIALS, epochs=EPOCHS)
 
 
 def test_second_driver_is_refused_and_a_thawed_one_changes_nothing(driver, tmp_path):

@@ -228,8 +228,12 @@ def test_the_exported_model_is_the_evaluated_one(finished, source, target, tmp_p
     assert not model.training
     rows = target.domain.rows("query", "gallery")
     given = {"height": 32, "width": 16, "hardware": Hardware.choose("cpu", tiny.run)}
-    assert torch.equal(embed(model, target.images, rows, **given), embed(finished.evaluated_model, target.images, rows, **given))
-    assert not torch.equal(embed(model, target.images, rows, **given), embed(finished.model, target.images, rows, **given))
+    assert torch.equal(
+        embed(model, target.images, rows, **given), embed(finished.evaluated_model, target.images, rows, **given)
+    )
+    assert not torch.equal(
+        embed(model, target.images, rows, **given), embed(finished.model, target.images, rows, **given)
+    )
     with pytest.raises(CheckpointError, match="exported model"):
         Training(tiny, source=source, target=target, device="cpu").resume(checkpoint.load(tmp_path / "model"))
 

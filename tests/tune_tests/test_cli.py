@@ -163,7 +163,7 @@ def test_list_and_help_read_well(run, capsys):
     text = capsys.readouterr().out
     assert left.value.code == 0
     options = (
-        "--study --data-root --source --target --profile --trials --trials-per-gpu --cpus-per-trial --address --storage "
-        "--tracking-uri --ledger --cache-dir --out --set --seed --promote --dry-run --list"
+        "--study --data-root --source --target --profile --trials --trials-per-gpu --cpus-per-trial --address "
+        "--storage --tracking-uri --ledger --cache-dir --out --set --seed --promote --dry-run --list"
     )
     assert all(option in text for option in options.split()) and "exit codes" in text

@@ -181,7 +181,7 @@ def test_a_diverged_baseline_ends_the_study_and_another_trial_does_not(url, plan
     driver.finish(ids[3], 0.0, outcome="diverged")
     assert driver.stopped == []
     driver.finish(ids[2], 0.0, outcome="diverged")
-    assert len(driver.stopped) == 1 and "the baseline diverged (why)" in driver.stopped[0]
+    assert len(driver.stopped) == 1 and driver.stopped[0] == "the baseline diverged: why"
     assert [item.state for item in driver.search.lineages()][:2] == ["diverged", "diverged"]
 
 

@@ -19,9 +19,9 @@ SCENE_HEIGHT, SCENE_WIDTH = 176, 104
 """Pixels of a scene, out of which every picture's background is cut."""
 OCCLUSION_PROBABILITY = 0.12
 
-EXPOSURE_SPREAD, CAST_SPREAD, GAMMA_SPREAD = 0.18, 0.07, 0.12
+EXPOSURE_SPREAD, CAST_SPREAD, GAMMA_SPREAD = 0.08, 0.03, 0.06
 """Deviations of a camera's logarithmic gain, its gain by colour, and its gamma."""
-WALL_SPREAD = 18.0
+WALL_SPREAD = 10.0
 """Deviation of a scene's own colour, grey levels."""
 FLICKER = 0.07
 """Deviation of a picture's logarithmic gain."""

@@ -1,0 +1,187 @@
+"""MLflow is written once, whatever dies in between."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import optuna
+import pytest
+from mlflow.tracking import MlflowClient
+
+from mmfa.config import profile
+from tune.lease import LeaseLostError
+from tune.ledger import Lineage
+from tune.recorder import Recorder
+
+CONFIG = profile("embedded")
+
+
+def lineage(index):
+    trial = optuna.trial.create_trial(state=optuna.trial.TrialState.COMPLETE, value=0.5)
+    return Lineage("search", index, (trial,))
+
+
+def record(index, outcome="complete", epochs=2):
+    history = [
+        {"epoch": e, "num_epochs": epochs, "ended_at": 1000.0 + e, "metrics": {"target_val/mAP": 0.1 * e + index}}
+        for e in range(1, epochs + 1)
+    ]
+    test = {"mAP": 0.4, "cmc": [0.2, 0.5, 0.75]} if outcome == "complete" else None
+    metrics = history[-1]["metrics"] | ({"target/mAP": 0.4} if test else {})
+    more = {"config": json.loads(CONFIG.to_json()), "attempt": 1, "ended_at": 1010.0}
+    return {"outcome": outcome, "reason": "", "history": history, "test": test, "metrics": metrics, **more}
+
+
+def recorder(uri, folder, check=lambda: None):
+    client = MlflowClient(uri)
+    found = client.get_experiment_by_name("pair")
+    experiment = found.experiment_id if found else client.create_experiment("pair", (folder / "artifacts").as_uri())
+    result = Recorder(
+        client,
+        experiment_id=experiment,
+        study_id="study-1",
+        tags={"data": "here"},
+        folder_of=lambda name: folder / name,
+        check=check,
+    )
+    result.open(name="study-1", params={"seed": 0}, note="why")
+    return result
+
+
+def runs(uri):
+    client = MlflowClient(uri)
+    found = client.search_runs([client.get_experiment_by_name("pair").experiment_id])
+    return {run.data.tags.get("mmfa.lineage", ""): run for run in found}, len(found)
+
+
+def play(writer, index, **kwargs):
+    item, entry = lineage(index), record(index, **kwargs)
+    writer.trial_started(item, CONFIG)
+    for report in entry["history"]:
+        writer.trial_epoch(item.name, report)
+    writer.trial_finished(item.name, entry["outcome"], entry)
+
+
+def test_a_study_as_runs(tmp_path):
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    export = tmp_path / "search" / "0000" / "export"
+    export.mkdir(parents=True)
+    (export / "weights.safetensors").write_bytes(b"x")
+    writer = recorder(uri, tmp_path)
+    play(writer, 0)
+    play(writer, 1, outcome="diverged")
+    assert writer.flush(seconds=60)
+    writer.finish_study(metrics={"best": 1.0}, tags={"t": "v"}, artifacts={"outcome.json": {"a": 1}})
+    assert writer.close()
+    found, number = runs(uri)
+    assert number == 3
+    assert {name: run.info.status for name, run in found.items()} == {
+        "": "FINISHED",
+        "search/0000": "FINISHED",
+        "search/0001": "FAILED",
+    }
+    run = found["search/0000"]
+    assert run.data.tags["mlflow.parentRunId"] == found[""].info.run_id
+    assert (run.data.tags["role"], run.data.tags["data"]) == ("baseline", "here")
+    assert run.data.params["loss.lambda_attr"] == "0.1" and len(run.data.params) == len(CONFIG.flatten())
+    assert run.data.metrics["target/mAP"] == 0.4
+    client = MlflowClient(uri)
+    assert [m.value for m in client.get_metric_history(run.info.run_id, "cmc/target")] == [0.2, 0.5, 0.75]
+    assert {a.path for a in client.list_artifacts(run.info.run_id)} == {
+        "checkpoint",
+        "config.json",
+        "retrieval_target.json",
+    }
+
+
+def test_writing_everything_again_adds_nothing(tmp_path):
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    for _ in range(3):
+        writer = recorder(uri, tmp_path)
+        play(writer, 0)
+        assert writer.close()
+    found, number = runs(uri)
+    assert number == 2
+    history = MlflowClient(uri).get_metric_history(found["search/0000"].info.run_id, "target_val/mAP")
+    assert [(metric.step, metric.value) for metric in history] == [(1, 0.1), (2, 0.2)]
+
+
+def test_catch_up_records_what_is_missing_and_only_that(tmp_path):
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    first = recorder(uri, tmp_path)
+    play(first, 0)
+    first.trial_started(lineage(1), CONFIG)  # this driver dies here
+    assert first.close(interrupted=True)
+    assert runs(uri)[0]["search/0001"].info.status == "KILLED"
+    second = recorder(uri, tmp_path)
+    over = [(lineage(index), CONFIG) for index in range(3)]
+    assert second.catch_up(over, lambda name: record(int(name[-1]))) == 2
+    assert second.close()
+    found, number = runs(uri)
+    assert number == 4 and found["search/0002"].info.status == found["search/0001"].info.status == "FINISHED"
+
+
+def test_a_driver_without_its_lease_writes_nothing(tmp_path):
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+
+    def lost():
+        raise LeaseLostError("taken over")
+
+    writer = recorder(uri, tmp_path, check=lost)
+    play(writer, 0)
+    assert not writer.close(seconds=5)
+    with pytest.raises(LeaseLostError):
+        writer.finish_study(metrics={}, tags={}, artifacts={})
+    found, number = runs(uri)
+    assert number == 1 and found[""].info.status == "RUNNING"
+
+
+@pytest.mark.slow
+def test_an_outage_of_the_server_loses_nothing(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    uri = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{tmp_path / 'mlflow.db'}"]
+    command += ["--artifacts-destination", str(tmp_path / "artifacts")]
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+
+    def start():
+        process = subprocess.Popen(
+            command, env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        deadline = time.monotonic() + 90
+        while time.monotonic() < deadline:
+            try:
+                urllib.request.urlopen(f"{uri}/health", timeout=1).read()
+                return process
+            except OSError:
+                time.sleep(0.3)
+        pytest.fail("the MLflow server did not start")
+
+    def stop(process):
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+    server = start()
+    try:
+        writer = recorder(uri, tmp_path)
+        play(writer, 0)
+        assert writer.flush(seconds=60)
+        stop(server)
+        play(writer, 1)
+        assert not writer.flush(seconds=3)
+        assert "MLflow does not take what is written" in writer.problem
+        server = start()
+        assert writer.flush(seconds=90) and writer.close()
+        found, number = runs(uri)
+        assert number == 3 and found["search/0001"].info.status == "FINISHED"
+        assert found["search/0001"].data.metrics["target_val/mAP"] == 1.2
+    finally:
+        stop(server)
