@@ -132,9 +132,7 @@ def _check_baseline(plan: Plan) -> None:
             else dimension.label(value) is not None
         )
         if not inside:
-            raise ConfigError(
-                f"{plan.study.origin}: [space] {name!r} must contain the baseline, {value!r}; widen it."
-            )
+            raise ConfigError(f"{plan.study.origin}: [space] {name!r} must contain the baseline, {value!r}; widen it.")
     if plan.baseline.data.num_val_ids == 0:
         raise ConfigError("data.num_val_ids=0 leaves no target_val, the objective of this study; set it to 1 or more.")
 

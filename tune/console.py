@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -64,7 +63,6 @@ class _Trial:
     epoch: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
-    since: float = field(default_factory=time.monotonic)
 
 
 class Console:
@@ -180,7 +178,7 @@ class Console:
         losses = LOSSES if self.rich.width >= WIDE else LOSSES[:1]
         for _, title in losses:
             table.add_column(title, justify="right", no_wrap=True)
-        table.add_column(f"{metric.replace('/', ' ')} %", justify="right", no_wrap=True)
+        table.add_column(f"{metric.replace('/', chr(10))} %", justify="right")
         table.add_column("alive", justify="right", no_wrap=True)
         table.add_column("state", no_wrap=True)
         with self._lock:
@@ -191,7 +189,8 @@ class Console:
                 alive = f"{m['mmd/kernel_liveness']:.2f}" if "mmd/kernel_liveness" in m else "–"
                 epoch = f"{trial.epoch}/{trial.num_epochs}"
                 state = Text(trial.state, STYLES.get(trial.state, ""))
-                table.add_row(trial.name, *trial.shown, epoch, *values, percent(m.get(metric)), alive, state)
+                name = trial.name.rpartition("/")[2]
+                table.add_row(name, *trial.shown, epoch, *values, percent(m.get(metric)), alive, state)
             ended = len(self._ended)
         head = Text(
             f"{self._plan.study.name}: {ended} of {self._plan.trials + 2} trainings over, {self._eta()}", "bold"

@@ -5,9 +5,17 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TypeVar
 
 Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    """The last thing the thread says."""
+
+    error: BaseException | None
 
 
 def prefetch(items: Iterator[Item], *, depth: int = 2) -> Iterator[Item]:
@@ -16,33 +24,31 @@ def prefetch(items: Iterator[Item], *, depth: int = 2) -> Iterator[Item]:
     The thread ends with the items, or when the consumer closes or drops this generator. An exception of ``items`` is
     raised here, after the items before it.
     """
-    ready: queue.SimpleQueue[tuple[Item | None, BaseException | None]] = queue.SimpleQueue()
+    ready: queue.SimpleQueue[Item | _End] = queue.SimpleQueue()
     slots = threading.Semaphore(depth)
     stopped = threading.Event()
 
     def produce() -> None:
-        error: BaseException = StopIteration()
         try:
-            while True:
+            slots.acquire()
+            for item in items:
+                ready.put(item)
                 slots.acquire()
                 if stopped.is_set():
                     return
-                ready.put((next(items), None))
-        except BaseException as raised:  # the consumer's, whatever it is
-            error = raised
-        ready.put((None, error))
+        except BaseException as error:  # the consumer's, whatever it is
+            ready.put(_End(error))
+        else:
+            ready.put(_End(None))
 
     thread = threading.Thread(target=produce, name="mmfa-prefetch", daemon=True)
     thread.start()
     try:
-        while True:
-            item, error = ready.get()
-            if isinstance(error, StopIteration):
-                return
-            if error is not None:
-                raise error
-            yield item  # type: ignore[misc]
+        while not isinstance(item := ready.get(), _End):
+            yield item
             slots.release()
+        if item.error is not None:
+            raise item.error
     finally:
         stopped.set()
         slots.release()

@@ -25,6 +25,8 @@ WALL_SPREAD = 10.0
 """Deviation of a scene's own colour, grey levels."""
 FLICKER = 0.07
 """Deviation of a picture's logarithmic gain."""
+FINE, COARSE = 0.6, 0.8
+"""Shares of the noise whose grain is one and two pixels wide."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -131,5 +133,9 @@ def _expose(generator: np.random.Generator, camera: Camera, picture: Image.Image
     light = np.asarray(picture, dtype=np.float32) / 255
     light = 255 * light**camera.gamma * camera.gain * np.float32(np.exp(generator.normal(0, FLICKER)))
     light = 128 + camera.contrast * (light - 128)
-    light += camera.noise * generator.standard_normal(light.shape, dtype=np.float32)
+    fine = generator.standard_normal(light.shape, dtype=np.float32)
+    coarse = (
+        generator.standard_normal((HEIGHT // 2, WIDTH // 2, 3), dtype=np.float32).repeat(2, axis=0).repeat(2, axis=1)
+    )
+    light += camera.noise * (FINE * fine + COARSE * coarse)  # fine grain alone would be gone at half the size
     return Image.fromarray(np.clip(np.rint(light), 0, 255).astype(np.uint8))
