@@ -1,4 +1,4 @@
-"""Turn what a terminal showed into a picture: ``tmux capture-pane -e -p | python docs/terminal_picture.py FILE.svg``."""
+"""Turn what a terminal showed into a picture: ``tmux capture-pane -ep | python docs/terminal_picture.py FILE.svg``."""
 
 import sys
 

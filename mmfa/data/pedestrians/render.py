@@ -47,7 +47,7 @@ def ensure_rendered(
 ) -> Path:  # fmt: skip
     """Render an embedded domain into ``cache_dir/datasets`` unless that has been done, and return its folder.
 
-    The pictures depend on the version, the seed, the name and the population alone. A process killed in the middle leaves
+    The pictures depend on version, seed, name and population alone. A process killed in the middle leaves
     only a folder ``*.tmp``, which the next one removes; of two at once the second waits for the first.
 
     Args:
