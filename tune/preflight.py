@@ -24,6 +24,10 @@ ANSWER_SECONDS = 8.0
 """How long a tracking server may take to answer before it counts as absent."""
 
 
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+"""Opens the experiment on its trainings instead of on traces of language models."""
+
+
 @dataclass(frozen=True, slots=True)
 class Stores:
     """The image stores of a study."""
@@ -96,7 +100,9 @@ def open_tracking(where: Places, *, experiment: str) -> tuple[MlflowClient, str]
                 f"the MLflow experiment {experiment!r} was deleted: restore it with `mlflow experiments restore "
                 f"--experiment-id {found.experiment_id}`, or give another --tracking-uri."
             )
-        return client, found.experiment_id if found else client.create_experiment(experiment, artifacts)
+        if found is None:
+            return client, client.create_experiment(experiment, artifacts, EXPERIMENT_TAGS)
+        return client, found.experiment_id
     except (MlflowException, sa.exc.SQLAlchemyError) as error:
         raise MmfaError(
             f"MLflow at {safe_url(where.tracking)} cannot be used: {first_line(error)}. Give another --tracking-uri."
