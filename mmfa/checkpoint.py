@@ -22,12 +22,12 @@ import safetensors.torch
 from torch import Tensor
 
 from mmfa.config import TrialConfig, canonical_json
-from mmfa.errors import CheckpointError
+from mmfa.errors import CheckpointError, ConfigError
 from mmfa.model import MMFA
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 """Version of the layout; another one is refused."""
 
 NUM_KEPT = 2
@@ -36,6 +36,8 @@ NUM_KEPT = 2
 _TENSORS = "tensors.safetensors"
 _STATE = "state.json"
 _EPOCH = re.compile(r"epoch-\d{4,}")
+_NUM_NAMED = 3
+"""Differing tensors named in a message."""
 
 
 class _DamagedError(CheckpointError):
@@ -77,14 +79,14 @@ def save(
     """
     folder.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(folder, name)
-    temporary = folder / f".{name}.{uuid.uuid4().hex}.tmp"
+    temporary = _temporary(folder / name)
     temporary.mkdir()
     try:
         _write(temporary, tensors, state)
         before_commit()
         final = folder / name
         if final.exists():
-            final.rename(folder / f".{name}.{uuid.uuid4().hex}.tmp")
+            final.rename(_temporary(final))
         temporary.rename(final)
         _fsync(folder)
     except BaseException:
@@ -98,7 +100,8 @@ def keep_newest(folder: Path) -> None:
     """Remove all epochs but the newest :data:`NUM_KEPT` from a folder of checkpoints, and what a killed save left."""
     _remove_leftovers(folder, "epoch-*")
     for path in _epochs([folder])[NUM_KEPT:]:
-        shutil.rmtree(path)
+        removed = path.rename(_temporary(path))  # a kill within the removal leaves nothing that looks like an epoch
+        shutil.rmtree(removed, ignore_errors=True)
 
 
 def load(path: Path) -> Checkpoint:
@@ -121,7 +124,8 @@ def load(path: Path) -> Checkpoint:
 def newest_intact(folders: Iterable[Path], *, on_corrupt: Callable[[Path, str], None]) -> Checkpoint | None:
     """Return the newest epoch that can be read, or None where there is none.
 
-    A file system that fails to answer is no damage: its ``OSError`` passes through.
+    A file system that fails to answer is no damage: its ``OSError`` passes through. A checkpoint that its writer
+    removes meanwhile is passed over.
 
     Args:
         folders: folders of checkpoints; those that do not exist are passed over.
@@ -135,7 +139,10 @@ def newest_intact(folders: Iterable[Path], *, on_corrupt: Callable[[Path, str], 
             return load(path)
         except _DamagedError as error:
             aside = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.corrupt")
-            path.rename(aside)
+            try:
+                path.rename(aside)
+            except FileNotFoundError:  # gone, not damaged
+                continue
             logger.warning("set aside %s: %s", aside, error)
             on_corrupt(aside, str(error))
     return None
@@ -145,19 +152,47 @@ def load_model(folder: Path) -> tuple[MMFA, TrialConfig]:
     """Return the model that ``Training.export`` wrote, in eval mode on the CPU, and its config.
 
     Raises:
-        CheckpointError: missing, damaged, of another format, or not an exported model.
+        CheckpointError: missing, damaged, of another format or version, or not an exported model.
     """
     exported = load(folder)
     if exported.state.get("kind") != "model":
         raise CheckpointError(f"{folder} is a checkpoint and not an exported model; export it with Training.export.")
-    config = TrialConfig.from_json(exported.state["config"])
-    model = MMFA(
-        config.model,
-        num_ids=len(exported.state["pids"]),
-        num_attributes=len(exported.state["attribute_names"]),
-    )
+    state = exported.state
+    try:
+        config = TrialConfig.from_json(state["config"])
+        model = MMFA(config.model, num_ids=len(state["pids"]), num_attributes=len(state["attribute_names"]))
+    except (ConfigError, KeyError, TypeError, ValueError) as error:
+        raise other_version(exported, str(error).rstrip(".")) from error
+    check_tensors(exported, exported.tensors, model.state_dict())
     model.load_state_dict(exported.tensors)
     return model.eval(), config
+
+
+def other_version(saved: Checkpoint, reason: str) -> CheckpointError:
+    """Return the error of an intact checkpoint that this version does not understand."""
+    return CheckpointError(
+        f"{saved.path / _STATE} must come from a version with the same fields and layers, but it is of mmfa "
+        f"{written_by(saved)} ({reason}); use that version, or train and export afresh."
+    )
+
+
+def written_by(saved: Checkpoint) -> str:
+    """Return the version of mmfa that a checkpoint says it is of."""
+    versions = saved.state.get("versions")
+    return str(versions.get("mmfa", "unknown")) if isinstance(versions, dict) else "unknown"
+
+
+def check_tensors(saved: Checkpoint, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    """Compare names and shapes with those to be filled.
+
+    Raises:
+        CheckpointError: they differ; the first few are named.
+    """
+    theirs, ours = ({name: value.shape for name, value in given.items()} for given in (found, wanted))
+    differing = sorted(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name))
+    if differing:
+        more = f", ... ({len(differing)} in all)" if len(differing) > _NUM_NAMED else ""
+        raise other_version(saved, f"differing tensors: {', '.join(differing[:_NUM_NAMED])}{more}")
 
 
 def _write(folder: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
@@ -165,9 +200,9 @@ def _write(folder: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]
     record = {
         "format": FORMAT,
         "tensors_sha256": hashlib.sha256(content).hexdigest(),
-        "state_sha256": hashlib.sha256(canonical_json(state).encode()).hexdigest(),
         "state": state,
     }
+    record["record_sha256"] = _record_sha256(record)
     for name, data in ((_TENSORS, content), (_STATE, json.dumps(record, indent=1).encode())):
         with (folder / name).open("wb") as file:
             file.write(data)
@@ -179,19 +214,28 @@ def _write(folder: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]
 def _read_state(file: Path) -> dict[str, Any]:
     try:
         record = json.loads(file.read_bytes())
-        version = record["format"]
+        intact = isinstance(record, dict) and record.pop("record_sha256", None) == _record_sha256(record)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise _DamagedError(f"{file} is missing; use another checkpoint.") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, RecursionError) as error:
         raise _DamagedError(f"{file} is not the state of a checkpoint ({error}); use another checkpoint.") from error
-    if version != FORMAT:
-        raise CheckpointError(
-            f"{file} has format {version}, this version reads {FORMAT}; use the version it came from."
-        )
-    state = record.get("state")
-    if hashlib.sha256(canonical_json(state).encode()).hexdigest() != record.get("state_sha256"):
+    if not intact:
         raise _DamagedError(f"{file} is not what was written (its SHA-256 differs); use another checkpoint.")
+    if record.get("format") != FORMAT:  # believed only now: a damaged digit is damage and no other format
+        raise CheckpointError(
+            f"{file} has format {record.get('format')}, this version reads {FORMAT}; use the version it came from."
+        )
     return dict(record)
+
+
+def _record_sha256(record: Mapping[str, Any]) -> str:
+    """Hash all of a record but the hash itself."""
+    return hashlib.sha256(canonical_json(record).encode()).hexdigest()
+
+
+def _temporary(path: Path) -> Path:
+    """Return a name beside ``path`` that :func:`_remove_leftovers` clears away."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
 
 
 def _epochs(folders: Iterable[Path]) -> list[Path]:

@@ -62,7 +62,8 @@ def evaluate(
         hardware: device, autocast and memory format.
 
     Raises:
-        DataError: features that are not finite, or no query with a positive.
+        DataError: an empty gallery, or no query with a positive.
+        NotFiniteError: features that are not finite.
     """
     query_ND, gallery_ND = (
         embed(model, store.images, rows, height=height, width=width, hardware=hardware)

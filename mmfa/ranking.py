@@ -21,6 +21,13 @@ from mmfa.errors import DataError
 
 CHUNK = 1024
 """Queries whose distances are held at once."""
+_EMPTY_GALLERY = (
+    "queries are ranked in a gallery, but it holds no image; check the split that the gallery is taken from."
+)
+
+
+class NotFiniteError(DataError):
+    """Features or distances that are nan or infinite: the model has diverged."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,13 +78,18 @@ def distances(query_QD: Tensor, gallery_GD: Tensor, *, chunk: int = CHUNK) -> It
     Features are centred first: |x|² + |y|² - 2xy loses near-duplicates far from the origin.
 
     Raises:
-        DataError: features that are not finite.
+        DataError: an empty gallery.
+        NotFiniteError: features that are not finite.
     """
+    if not len(gallery_GD):
+        raise DataError(_EMPTY_GALLERY)
     centre_D = gallery_GD.float().mean(dim=0)
     query_QD, gallery_GD = query_QD.float() - centre_D, gallery_GD.float() - centre_D
     query_Q, gallery_G = (torch.linalg.vector_norm(given, dim=1).square_() for given in (query_QD, gallery_GD))
     if not (torch.isfinite(query_Q).all() and torch.isfinite(gallery_G).all()):
-        raise DataError("features must be finite to be ranked, but some are nan or infinite; the model has diverged.")
+        raise NotFiniteError(
+            "features must be finite to be ranked, but some are nan or infinite; the model has diverged."
+        )
     buffer_qG = gallery_GD.new_empty(min(chunk, len(query_QD)), len(gallery_GD))
     for query_qD, query_q in zip(torch.split(query_QD, chunk), torch.split(query_Q, chunk), strict=True):
         distances_qG = torch.add(query_q[:, None], gallery_G, out=buffer_qG[: len(query_qD)])
@@ -108,13 +120,16 @@ def rank(
         max_rank: length of the CMC, which stays at its last value beyond the end of a short gallery.
 
     Raises:
-        DataError: distances that are not finite, or no query with a positive (which rule removed them, and how many).
+        DataError: an empty gallery, or no query with a positive (which rule removed them, and how many).
+        NotFiniteError: distances that are not finite.
 
     >>> report = rank(np.array([[0.1, 0.2, 0.3, 0.4, 0.5]]), query_pids=np.array([7]), query_camids=np.array([0]),
     ...     gallery_pids=np.array([7, 1, 7, 2, 3]), gallery_camids=np.array([1, 1, 2, 1, 1]))
     >>> round(report.mAP, 4), round(report.mAP_trapezoid, 4)
     (0.8333, 0.7917)
     """
+    if not len(gallery_pids):
+        raise DataError(_EMPTY_GALLERY)
     gallery = _Gallery(gallery_pids, gallery_camids)
     found: list[NDArray[np.intp]] = []
     for rows_qG in [distances_QG] if isinstance(distances_QG, np.ndarray) else distances_QG:
@@ -174,7 +189,9 @@ class _Gallery:
         num_negatives = len(row_G) - len(same)
         ends = [row_G[0], row_G[num_negatives - 1]] if num_negatives else []
         if not np.isfinite(own).all() or not all(map(math.isfinite, ends)) or math.isnan(row_G[-1]):  # nan sorts last
-            raise DataError("distances must be finite to be ranked, but some are nan or infinite; check the features.")
+            raise NotFiniteError(
+                "distances must be finite to be ranked, but some are nan or infinite; check the features."
+            )
         return np.searchsorted(row_G[:num_negatives], positives_P, side="right")
 
 

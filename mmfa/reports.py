@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from mmfa.ranking import RetrievalReport
 
-REPORTED_RANKS = (1, 5, 10)
+REPORTED_RANKS = (1, 5, 10, 20)
 """CMC ranks among the metrics."""
 
 
@@ -57,7 +57,7 @@ class EpochReport:
 
 
 def retrieval_metrics(split: str, report: RetrievalReport) -> dict[str, float]:
-    """Return ``{split}/mAP``, ``/mAP_trapezoid``, ``/mINP`` and ``/rank1``, ``/rank5``, ``/rank10``."""
+    """Return ``{split}/mAP``, ``/mAP_trapezoid``, ``/mINP`` and ``/rankK`` of :data:`REPORTED_RANKS`."""
     return {
         f"{split}/mAP": report.mAP,
         f"{split}/mAP_trapezoid": report.mAP_trapezoid,

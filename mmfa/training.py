@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
+import logging
 import platform
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,17 +30,19 @@ from mmfa.hardware import Hardware
 from mmfa.model import MMFA, Features, resolve_weights
 from mmfa.objective import LossTerms, Objective
 from mmfa.optim import Average, build_sgd, learning_rate, momenta, restore_momenta
-from mmfa.ranking import RetrievalReport
+from mmfa.ranking import NotFiniteError, RetrievalReport
 from mmfa.reports import EpochReport
 
 __all__ = ["EpochReport", "Training"]
+
+logger = logging.getLogger(__name__)
 
 
 class Training:
     """One training: everything in it follows from the config, the two stores and the hardware.
 
-    The same config on the same machine gives bit-identical losses, and so does a training resumed after any epoch. What
-    the caller does with torch's global generator between epochs changes nothing.
+    On the CPU the same config on the same machine gives bit-identical losses, and so does a training resumed after any
+    epoch; on CUDA neither is tested. What the caller does with torch's global generator between epochs changes nothing.
 
     Args:
         config: the trial.
@@ -48,7 +52,8 @@ class Training:
 
     Raises:
         ConfigError: weights that cannot be had, a device that is not there.
-        DataError: datasets too small for the batches or for the held-out identities.
+        DataError: datasets too small for the batches or for the held-out identities, or held-out queries of which
+            none has a match.
     """
 
     def __init__(self, config: TrialConfig, *, source: Store, target: Store, device: str = "auto") -> None:
@@ -64,6 +69,11 @@ class Training:
             device=self.hardware.device,
             channels_last=self.hardware.channels_last,
         )
+        held_out = {"target_val": (target, self._batches.target_domain.rows)}
+        held_out["source_val"] = (source, self._batches.source_domain.rows)
+        self._held_out = {
+            split: (store, rows("val_query"), rows("val_gallery")) for split, (store, rows) in held_out.items()
+        }
         self.model = self._new_model()
         self._optimiser = build_sgd(self.model, config.optim)
         self._objective = Objective(config.loss, config.kernel)
@@ -92,7 +102,8 @@ class Training:
         """Train, and yield the report of each finished epoch; continues after the last one in ``history``.
 
         Raises:
-            DivergedError: a loss or a weight that is not finite; names epoch, step and term.
+            DivergedError: a loss, weight, BatchNorm statistic or embedding that is not finite; names epoch and step or
+                evaluation.
         """
         while len(self.history) < self.config.optim.num_epochs:
             with _deterministic(self.hardware.device, seed=(self.config.run.seed, len(self.history) + 1)):
@@ -105,6 +116,7 @@ class Training:
 
         Raises:
             ConfigError: epochs are left to train.
+            DivergedError: embeddings that are not finite.
         """
         done, num_epochs = len(self.history), self.config.optim.num_epochs
         if done < num_epochs:
@@ -112,7 +124,7 @@ class Training:
                 f"the test split is for finished trainings, but {done} of {num_epochs} epochs are done; run the others."
             )
         rows = self.target.domain.rows
-        return self._evaluate(self.target, rows("query"), rows("gallery"))
+        return self._evaluate("test", self.target, rows("query"), rows("gallery"), epoch=done)
 
     def save(self, folder: Path, *, before_commit: Callable[[], None] = checkpoint.nothing) -> Path:
         """Write ``folder/epoch-NNNN``, from which :meth:`resume` continues, and keep the newest two of the folder.
@@ -129,6 +141,7 @@ class Training:
         state = {
             "kind": "training",
             **self._identity(),
+            "numerics": self._numerics(),
             "epoch": len(self.history),
             "history": [dataclasses.asdict(report) for report in self.history],
         }
@@ -140,24 +153,48 @@ class Training:
     def resume(self, saved: Checkpoint) -> None:
         """Continue from a checkpoint as if the training had never stopped.
 
+        Another device, precision, memory format or torch than before is allowed, and logged as a warning.
+
         Raises:
-            CheckpointError: it is of another config, other data, other identities or attributes, or no training's.
+            CheckpointError: it is of another config, other data, other identities or attributes, another version, or
+                no training's; the training is as it was before.
         """
         if saved.state.get("kind") != "training":
             raise CheckpointError(
                 f"{saved.path} holds an exported model, which has no optimiser; resume from an epoch-NNNN."
             )
         self._refuse_other(saved)
-        self.model.load_state_dict(_named("model", saved.tensors))
-        restore_momenta(self._optimiser, self.model, _named("momentum", saved.tensors))
+        weights, average, momentum = (_named(kind, saved.tensors) for kind in ("model", "average", "momentum"))
+        checkpoint.check_tensors(saved, weights, self.model.state_dict())
+        checkpoint.check_tensors(saved, average, {} if self._average is None else self._average.model.state_dict())
+        moved = {name: value for name, value in self.model.named_parameters() if name in momentum}
+        checkpoint.check_tensors(saved, momentum, moved)
+        try:
+            history = [EpochReport.from_dict(report) for report in saved.state["history"]]
+        except (KeyError, TypeError, ValueError) as error:
+            raise checkpoint.other_version(saved, f"history: {error}") from error
+        self._warn_of_other_numerics(saved)
+        self.model.load_state_dict(weights)
+        restore_momenta(self._optimiser, self.model, momentum)
         if self._average is not None:
-            self._average.model.load_state_dict(_named("average", saved.tensors))
-        self.history = [EpochReport.from_dict(report) for report in saved.state["history"]]
+            self._average.model.load_state_dict(average)
+        self.history = history
 
-    def export(self, folder: Path) -> Path:
-        """Write the evaluated model, with its config, identities and attribute names, for ``checkpoint.load_model``."""
+    def export(self, folder: Path, *, before_commit: Callable[[], None] = checkpoint.nothing) -> Path:
+        """Write the evaluated model, with its config, identities and attribute names, for ``checkpoint.load_model``.
+
+        Args:
+            folder: made or replaced.
+            before_commit: called right before the folder appears; what it raises leaves nothing behind.
+        """
         state = {"kind": "model", **self._identity(), "epoch": len(self.history)}
-        return checkpoint.save(folder.parent, folder.name, tensors=self.evaluated_model.state_dict(), state=state)
+        return checkpoint.save(
+            folder.parent,
+            folder.name,
+            tensors=self.evaluated_model.state_dict(),
+            state=state,
+            before_commit=before_commit,
+        )
 
     def _new_model(self) -> MMFA:
         weights = resolve_weights(self.config.model)
@@ -172,7 +209,7 @@ class Training:
         started = time.perf_counter()
         losses, mmd, shares = self._train(epoch)
         trained = time.perf_counter()
-        retrieval = self._validate(last=epoch + 1 == self.config.optim.num_epochs)
+        retrieval = self._validate(epoch + 1)
         data = self.config.data
         images = self._batches.num_steps * (data.source_batch + (data.target_batch if data.use_target else 0))
         return EpochReport(
@@ -205,10 +242,18 @@ class Training:
                 self._update(terms, rate=self._rate(epoch, step))
                 log.add(terms)
         losses = log.means()
-        # The losses cannot show what the last step itself did.
-        if not torch.isfinite(torch.nn.utils.get_total_norm(self.model.parameters())):
-            raise DivergedError(f"epoch {epoch + 1}, step {self._batches.num_steps}: the weights are not finite.")
+        self._check_weights(epoch + 1)
         return losses, mmd, shares
+
+    def _check_weights(self, epoch: int) -> None:
+        """Raise DivergedError for what the last step itself did, which the losses cannot show."""
+        where = f"epoch {epoch}, step {self._batches.num_steps}"
+        if not torch.isfinite(torch.nn.utils.get_total_norm(self.model.parameters())):
+            raise DivergedError(f"{where}: the weights are not finite.")
+        if not _all_finite(self.model.buffers()):
+            raise DivergedError(f"{where}: the BatchNorm statistics are not finite.")
+        if self._average is not None and not _all_finite(self._average.model.state_dict().values()):
+            raise DivergedError(f"{where}: the averaged model is not finite.")
 
     def _rate(self, epoch: int, step: int) -> float:
         num_steps = self._batches.num_steps
@@ -239,26 +284,27 @@ class Training:
         if self._average is not None:
             self._average.update()
 
-    def _validate(self, *, last: bool) -> dict[str, RetrievalReport]:
+    def _validate(self, epoch: int) -> dict[str, RetrievalReport]:
         if self.config.data.num_val_ids == 0:
             return {}
-        stores = {"target_val": self.target} | ({"source_val": self.source} if last else {})
-        reports = {}
-        for split, store in stores.items():
-            rows = store.domain.with_held_out(self.config.data.num_val_ids).rows
-            reports[split] = self._evaluate(store, rows("val_query"), rows("val_gallery"))
-        return reports
+        splits = ("target_val", "source_val") if epoch == self.config.optim.num_epochs else ("target_val",)
+        return {split: self._evaluate(split, *self._held_out[split], epoch=epoch) for split in splits}
 
-    def _evaluate(self, store: Store, query_rows: Ints, gallery_rows: Ints) -> RetrievalReport:
-        return evaluate(
-            self.evaluated_model,
-            store,
-            query_rows=query_rows,
-            gallery_rows=gallery_rows,
-            height=self.config.data.image_height,
-            width=self.config.data.image_width,
-            hardware=self.hardware,
-        )
+    def _evaluate(
+        self, split: str, store: Store, query_rows: Ints, gallery_rows: Ints, *, epoch: int
+    ) -> RetrievalReport:
+        try:
+            return evaluate(
+                self.evaluated_model,
+                store,
+                query_rows=query_rows,
+                gallery_rows=gallery_rows,
+                height=self.config.data.image_height,
+                width=self.config.data.image_width,
+                hardware=self.hardware,
+            )
+        except NotFiniteError as error:
+            raise DivergedError(f"epoch {epoch}, evaluation of {split}: the features are not finite.") from error
 
     def _identity(self) -> dict[str, Any]:
         """Return what a checkpoint must have in common with the training that resumes from it, and its versions."""
@@ -270,25 +316,53 @@ class Training:
             "versions": {"mmfa": mmfa.__version__, "torch": torch.__version__, "python": platform.python_version()},
         }
 
+    def _numerics(self) -> dict[str, Any]:
+        """Return what ``auto`` in the config came to be, and torch: the same config computes other bits with others."""
+        return {
+            "device": self.hardware.device.type,
+            "bf16": self.hardware.bf16,
+            "channels_last": self.hardware.channels_last,
+            "torch": torch.__version__,
+        }
+
+    def _warn_of_other_numerics(self, saved: Checkpoint) -> None:
+        if differing := _differences(saved.state.get("numerics") or {}, self._numerics()):
+            logger.warning(
+                "%s was trained with another %s: the epochs to come are not bit-identical to those of one training",
+                saved.path,
+                ", ".join(differing),
+            )
+
     def _refuse_other(self, saved: Checkpoint) -> None:
         theirs, ours = saved.state, self._identity()
-        if theirs["config"] != ours["config"]:
-            flat = TrialConfig.from_json(theirs["config"]).flatten()
-            differing = [
-                f"{key} ({flat[key]!r}, here {value!r})"
-                for key, value in self.config.flatten().items()
-                if flat[key] != value
-            ]
+        try:
+            config = dict(json.loads(theirs["config"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise checkpoint.other_version(saved, f"config: {error}") from error
+        if differing := _differences(config, json.loads(ours["config"])):
             raise CheckpointError(
-                f"a training resumes from its own config, but {saved.path} differs in {', '.join(differing)}; "
-                "restore these values or start afresh."
+                f"a training resumes from its own config, but {saved.path}, of mmfa {checkpoint.written_by(saved)}, "
+                f"differs in {', '.join(differing)}; restore these values or start afresh."
             )
         for key, what in (("fingerprints", "data"), ("pids", "identities"), ("attribute_names", "attributes")):
-            if theirs[key] != ours[key]:
+            if theirs.get(key) != ours[key]:
                 raise CheckpointError(
                     f"a training resumes on its own {what}, but those of {saved.path} differ from those given; "
                     "restore the datasets or start afresh."
                 )
+
+
+def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
+    """Return ``"key (theirs, here ours)"`` of each key whose values differ or that only one of them has."""
+    keys = [*ours, *(key for key in theirs if key not in ours)]
+    shown = {key: [repr(side[key]) if key in side else "absent" for side in (theirs, ours)] for key in keys}
+    return [f"{key} ({left}, here {right})" for key, (left, right) in shown.items() if left != right]
+
+
+def _all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Return whether all floating-point tensors are finite; waits for the device once."""
+    finite = [torch.isfinite(tensor).all() for tensor in tensors if tensor.is_floating_point()]
+    return not finite or bool(torch.stack(finite).all())
 
 
 def _named(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic
 
-from mmfa.config import TrialConfig, coerce, field_type
+from mmfa.config import TrialConfig, coerce, field_names, field_type
 from mmfa.errors import ConfigError, did_you_mean
 
 Scalar = bool | int | float | str
@@ -118,6 +119,7 @@ def parse(text: str, *, name: str, origin: str) -> Study:
     for reserved in ("name", "origin"):
         if reserved in raw:
             raise ConfigError(f"{origin}: {reserved!r} is not a key of a study; a study is named by its file.")
+    _check_quotes(raw, origin)
     try:
         study = Study.model_validate({**raw, "name": name, "origin": origin})
     except pydantic.ValidationError as error:
@@ -126,12 +128,27 @@ def parse(text: str, *, name: str, origin: str) -> Study:
     return study
 
 
+def _check_quotes(raw: dict[str, Any], origin: str) -> None:
+    """TOML reads ``[space.loss.lambda_aal]`` as tables in tables: say how a dotted name is written."""
+    sections = {name.partition(".")[0] for name in field_names()}
+    for part in ("fixed", "space"):
+        inner = raw.get(part)
+        inner = inner if isinstance(inner, dict) else {}
+        for section in sorted(sections & set(inner)):
+            key = next(iter(inner[section]), "field") if isinstance(inner[section], dict) else "field"
+            raise ConfigError(f'{origin}: [{part}] names of fields are quoted: write "{section}.{key}".')
+
+
 def read(path: Path) -> Study:
     """Return the study in a file, named by the file's stem.
 
     Raises:
         ConfigError: a file that cannot be read, is not text, or does not hold a study.
     """
+    if not re.fullmatch(r"[\w.+-]{1,64}", path.stem):
+        raise ConfigError(
+            f"{path}: a study is named by its file: letters, digits and . + - _ only, at most 64; rename it."
+        )
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import shlex
+import shutil
+import signal
 import sys
+import threading
 import tomllib
 import warnings
 from collections.abc import Sequence
@@ -146,13 +150,15 @@ def _add_how(group: argparse._ArgumentGroup) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     try:
         return _main(parser().parse_args(arguments), arguments)
     except MmfaError as error:
         sys.stderr.write(f"mmfa-study: {error}\n")
         return 2
     except KeyboardInterrupt:
-        sys.stderr.write("mmfa-study: interrupted; the same command goes on.\n")
+        sys.stderr.write(f"mmfa-study: interrupted; nothing is lost. To continue, type:\n  {_command(arguments)}\n")
         return 130
 
 
@@ -182,23 +188,37 @@ def _main(options: argparse.Namespace, arguments: list[str]) -> int:
         address=options.address,
         promote=options.promote,
         lease_seconds=options.lease_seconds,
-        command=shlex.join([*_program(), *arguments]),
+        command=_command(arguments),
+        python=_shortest(sys.executable),
     )
     return launch.run(request, Console(plan))
 
 
-def _program() -> list[str]:
-    """Return how this program was called."""
-    name = Path(sys.argv[0]).name
-    return ["python", sys.argv[0]] if name.endswith(".py") else [name]
+def _command(arguments: list[str]) -> str:
+    """Return what to type to run this again from the same folder."""
+    program = Path(sys.argv[0])
+    called = [_shortest(sys.executable), sys.argv[0]] if program.suffix == ".py" else [_shortest(sys.argv[0])]
+    return shlex.join([*called, *arguments])
+
+
+def _shortest(path: str) -> str:
+    """Return a program's bare name where the shell finds that very file, else its path, relative if below here."""
+    found, name = shutil.which(Path(path).name), Path(path).name
+    if found is not None and Path(found).absolute() == Path(path).absolute():
+        return name
+    full = Path(path).absolute()
+    return str(full.relative_to(Path.cwd())) if full.is_relative_to(Path.cwd()) else str(full)
 
 
 def _plan(options: argparse.Namespace) -> Plan:
     for name in ("cpus_per_trial", "trials_per_gpu", "lease_seconds"):
-        if getattr(options, name) < 1:
+        if not 1 <= getattr(options, name) < math.inf:
             raise ConfigError(f"--{name.replace('_', '-')} must be 1 or more, but got {getattr(options, name)}.")
     if options.data_root is not None and not options.data_root.expanduser().is_dir():
-        raise ConfigError(f"--data-root must be a folder that holds the datasets, but {options.data_root} is none.")
+        raise ConfigError(
+            f"--data-root must be a folder that holds the datasets, such as Market-1501-v15.09.15/bounding_box_train, "
+            f"but {options.data_root} is none."
+        )
     chosen = options.profile or ("paper" if options.data_root else "embedded")
     plan = resolve(
         library.load(options.study),
@@ -216,7 +236,8 @@ def _plan(options: argparse.Namespace) -> Plan:
         if name not in catalog.names():
             raise ConfigError(f"{option}: {name!r} is not a dataset{did_you_mean(name, catalog.names())}")
         if name not in DOMAINS and options.data_root is None:
-            raise ConfigError(f"{option} {name} needs --data-root DIR, the folder that holds {name}.")
+            layout = "Market-1501-v15.09.15/{bounding_box_train,query,bounding_box_test}"
+            raise ConfigError(f"{option} {name} needs --data-root DIR, the folder that holds {layout}.")
     return plan
 
 

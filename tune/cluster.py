@@ -11,6 +11,7 @@ import psutil
 import ray
 
 from mmfa.errors import MmfaError
+from tune.places import first_line
 from tune.provenance import num_cores
 
 
@@ -49,7 +50,7 @@ def start(*, address: str | None, cpus_per_trial: int, trials_per_gpu: int) -> C
     try:
         ray.init(address=where, **options)
     except (ConnectionError, OSError, ValueError, RuntimeError) as error:
-        raise MmfaError(f"Ray at --address {where} cannot be reached: {str(error).splitlines()[0]}") from None
+        raise MmfaError(f"Ray at --address {where} cannot be reached: {first_line(error)}.") from None
     have = ray.cluster_resources()
     resources: dict[str, float] = {"cpu": cpus_per_trial}
     workers = math.floor(have.get("CPU", 0) / cpus_per_trial)

@@ -87,6 +87,10 @@ class Console:
         """Print a line."""
         self.rich.print(Text(text), soft_wrap=not self.rich.is_terminal)
 
+    def command(self, line: str) -> None:
+        """Print a command to be copied: on one line, however long."""
+        self.rich.print(Text(f"  {line}"), soft_wrap=True)
+
     # Data.
 
     @contextmanager
@@ -121,7 +125,7 @@ class Console:
         if not self.rich.is_terminal:
             yield
             return
-        with Live(get_renderable=self._table, console=self.rich, refresh_per_second=4, transient=False) as self._live:
+        with Live(get_renderable=self._table, console=self.rich, refresh_per_second=1, transient=False) as self._live:
             yield
         self._live = None
 
@@ -150,7 +154,8 @@ class Console:
             trial = self._trials[name]
             trial.state = state
             self._ended[name] = state
-            self._problem = "; ".join(record.get("notes", [])) or self._problem
+        for note in record.get("notes", []):
+            self.say(f"{name}: {note}")
         if self._live is None:
             value = trial.metrics.get(self._plan.study.objective.metric)
             reason = f": {record['reason']}" if record.get("reason") else ""

@@ -24,6 +24,10 @@ class Stop:
         """Something broke that the next run of the same command mends."""
         self.interrupted = False
 
+    def __bool__(self) -> bool:
+        """Whether nothing new may be started."""
+        return bool(self.reason or self.note or self.interrupted)
+
     def end(self, reason: str) -> None:
         """Stop Tune after its current step; from any thread."""
         self.reason = reason
@@ -63,7 +67,7 @@ class Stop:
             silent = 0
             while not over.wait(WATCH_SECONDS):
                 silent = 0 if alive() else silent + 1
-                if silent == 2:
+                if silent >= 2:
                     self.note = "Ray on this machine has died, and the workers with it."
                     os.kill(os.getpid(), signal.SIGUSR1)
 

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import logging
+import shlex
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from optuna.exceptions import OptunaError
+from sqlalchemy.exc import SQLAlchemyError
 
 from mmfa.config import canonical_json
 from mmfa.errors import MmfaError
@@ -24,6 +30,8 @@ from tune.recorder import Recorder
 from tune.session import Request, Session, open_session
 from tune.trainable import EXPORT, read_result
 
+logger = logging.getLogger(__name__)
+
 MAX_FAILURES = 3
 PROBE_IMAGES = 8
 FLUSH_SECONDS = 60.0
@@ -36,12 +44,25 @@ def run(request: Request, console: Console) -> int:
     Raises:
         MmfaError: bad input or surroundings, found before anything starts.
     """
-    where = request.places
+    try:
+        return _run(request, console)
+    except LeaseLostError as error:
+        console.say(f"Stopped: {error}")
+        return 1
+    except (OSError, SQLAlchemyError, OptunaError, MlflowException) as error:
+        logger.debug("what broke", exc_info=True)
+        console.say(f"Stopped: {type(error).__name__}: {first_line(error)}. Once that is mended, go on with:")
+        console.command(request.command)
+        return 1
+
+
+def _run(request: Request, console: Console) -> int:
+    """Check everything, take the lease, and drive the study."""
+    where, data = request.places, request.plan.baseline.data
     preflight.check_places(where)
     with console.bars() as progress:
         stores = preflight.prepare_stores(request.plan.baseline, where, progress=progress)
     preflight.check_training(request.plan.baseline, stores)
-    data = request.plan.baseline.data
     client, experiment = preflight.open_tracking(where, experiment=f"{data.source} to {data.target}")
     identity = request.plan.identity(fingerprints=stores.fingerprints)
     study_id = f"{request.plan.study.name}-{digest(identity)}"
@@ -49,16 +70,37 @@ def run(request: Request, console: Console) -> int:
     lease = ledger.lease(study_id, seconds=request.lease_seconds)
     try:
         session = open_session(request, stores, ledger, lease, study_id, identity)
-        recorder = _recorder(session, client, experiment)
-        return _drive(session, recorder, client, console)
-    except LeaseLostError as error:
-        console.say(f"Stopped: {error}")
-        return 1
+        with _ray(session) as ray:
+            recorder = _recorder(session, client, experiment, console)
+            try:
+                return _drive(session, ray, recorder, client, console)
+            except BaseException:
+                recorder.close(seconds=5, interrupted=True)
+                raise
     finally:
         lease.release()
 
 
-def _recorder(session: Session, client: MlflowClient, experiment: str) -> Recorder:
+@contextmanager
+def _ray(session: Session) -> Iterator[cluster.Cluster | None]:
+    """Start or join Ray where there is something to train, and leave none of Tune's folders behind."""
+    request = session.request
+    if not session.to_train():
+        yield None
+        return
+    ray = cluster.start(
+        address=request.address, cpus_per_trial=request.cpus_per_trial, trials_per_gpu=request.trials_per_gpu
+    )
+    try:
+        yield ray
+    finally:
+        ray.close()
+        for folder in session.folder.glob("ray-*"):
+            if int(folder.name.removeprefix("ray-")) <= session.fence.counter:  # a younger one is another driver's
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _recorder(session: Session, client: MlflowClient, experiment: str, console: Console) -> Recorder:
     """Open the study's MLflow run and record what an earlier driver could not."""
     plan = session.plan
     tags = {
@@ -77,6 +119,12 @@ def _recorder(session: Session, client: MlflowClient, experiment: str) -> Record
         folder_of=session.folder_of,
         check=session.lease.check,
     )
+    commits = session.commits(provenance.commit())
+    if len(commits) > 1:
+        console.say(
+            f"Note: this study was begun by other code ({', '.join(commits[:-1])}); it goes on, and its runs say so."
+        )
+    tags["git.commits"] = ", ".join(commits)
     params = {"study": plan.study.name, "profile": plan.profile, "seed": plan.baseline.run.seed}
     recorder.open(name=session.study_id, params=params, note=f"**{plan.study.question}**")
     over = [(lineage, session.config_of(lineage)) for lineage in session.lineages() if lineage.terminal]
@@ -84,15 +132,16 @@ def _recorder(session: Session, client: MlflowClient, experiment: str) -> Record
     return recorder
 
 
-def _drive(session: Session, recorder: Recorder, client: MlflowClient, console: Console) -> int:
+def _drive(
+    session: Session, ray: cluster.Cluster | None, recorder: Recorder, client: MlflowClient, console: Console
+) -> int:
     """Train what is left, then record, promote and print."""
     failures: dict[str, str] = {}
     stop = Stop()
-    left = 0 if session.diverged_baseline() else session.left()
-    over: dict[str, str] = {lineage.name: lineage.state for lineage in session.lineages() if lineage.terminal}
-    if left:
-        console.say(f"{session.study_id}: {len(over)} trainings are over, {left} to go.")
-        failures = _train(session, recorder, console, over, stop)
+    if ray is not None:
+        over: dict[str, str] = {lineage.name: lineage.state for lineage in session.lineages() if lineage.terminal}
+        console.say(f"{session.study_id}: {len(over)} trainings are over, {session.left()} to go.")
+        failures = _train(session, ray, recorder, console, over, stop)
     elif not session.diverged_baseline():
         console.say(f"{session.study_id} is finished: here is its result again.")
     session.lease.check()
@@ -113,6 +162,10 @@ def _finish(session: Session, recorder: Recorder, client: MlflowClient, console:
     for line in summary.sentences(found):
         console.say(line)
     problem = recorder.problem or "MLflow is too slow"
+    for refused in recorder.refused:
+        console.say(f"Not recorded, and not tried again: {refused}.")
+    for note in session.notes():
+        console.say(note)
     if written:
         try:
             promoted = _promote(session, recorder, client, found)
@@ -124,7 +177,7 @@ def _finish(session: Session, recorder: Recorder, client: MlflowClient, console:
     if not written:
         recorder.close(seconds=1)
         console.say(f"Not everything is recorded or promoted yet: {problem}. The results are safe; to try again, type:")
-        console.say(f"  {session.request.command}")
+        console.command(session.request.command)
         return 1
     console.say(promoted)
     _where(session, console)
@@ -145,36 +198,29 @@ def _incomplete(session: Session, console: Console, stop: Stop, failures: dict[s
         return 1
     state = "Interrupted" if stop.interrupted else "Incomplete"
     console.say(f"{state}: {over} trainings are over, {session.left()} are not. Nothing is lost. To continue, type:")
-    console.say(f"  {session.request.command}")
+    console.command(session.request.command)
     return 130 if stop.interrupted else 1
 
 
-def _train(session: Session, recorder: Recorder, console: Console, over: dict[str, str], stop: Stop) -> dict[str, str]:
+def _train(
+    session: Session, ray: cluster.Cluster, recorder: Recorder, console: Console, over: dict[str, str], stop: Stop
+) -> dict[str, str]:
     """Run everything that is left through Ray Tune; return why lineages were lost, by name."""
-    request = session.request
-    ray = cluster.start(
-        address=request.address, cpus_per_trial=request.cpus_per_trial, trials_per_gpu=request.trials_per_gpu
-    )
     searcher = search.StudySearcher(
         plan=session.plan,
         stages=(session.controls, session.search),
         make_job=session.job,
         observers=(console, recorder),
-        stop=stop.end,
+        stop=stop,
     )
     session.lease.on_lost(lambda: stop.end("another driver has taken over the study; this one changed nothing more."))
-    folder = session.folder / f"ray-{session.fence.counter}"
     workers = min(ray.workers, session.left())
     try:
         with console.live(workers=workers, finished=over), stop.signals(), stop.watch(ray.alive):
-            _tuner(searcher, ray.resources, workers, folder).fit()
+            _tuner(searcher, ray.resources, workers, session.folder / f"ray-{session.fence.counter}").fit()
     except Exception:  # Tune wraps what a searcher raises
         session.lease.check()
         raise
-    finally:
-        ray.close()
-        for leftover in session.folder.glob("ray-*"):
-            shutil.rmtree(leftover, ignore_errors=True)
     return searcher.failures
 
 
@@ -257,4 +303,6 @@ def _where(session: Session, console: Console) -> None:
         console.say(f"MLflow: {where.tracking}")
     else:
         console.say("To compare the runs in MLflow, type this and open http://127.0.0.1:5000:")
-        console.say(f"  mlflow ui --backend-store-uri {where.tracking}")
+        console.command(
+            shlex.join([session.request.python, "-m", "mlflow", "ui", "--backend-store-uri", where.tracking])
+        )

@@ -57,8 +57,16 @@ def this_process() -> dict[str, Any]:
         "boot": boot.read_text().strip() if boot.exists() else str(psutil.boot_time()),
         "namespace": os.readlink("/proc/self/ns/pid") if Path("/proc/self/ns/pid").exists() else "",  # noqa: PTH115
         "pid": os.getpid(),
-        "started": psutil.Process().create_time(),
+        "started": _started(os.getpid()),
     }
+
+
+def _started(pid: int) -> str:
+    """Return when a process started, by a clock that is never set: ticks since boot where the system tells them."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        return str(round(psutil.Process(pid).create_time()))
 
 
 def proven_dead(holder: dict[str, Any]) -> bool:
@@ -68,7 +76,7 @@ def proven_dead(holder: dict[str, Any]) -> bool:
         return False
     try:
         process = psutil.Process(holder["pid"])
-        return bool(process.create_time() != holder["started"] or process.status() == psutil.STATUS_ZOMBIE)
+        return bool(_started(holder["pid"]) != holder["started"] or process.status() == psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return True
 
@@ -98,6 +106,11 @@ class Fence:
                 path.unlink(missing_ok=True)
 
 
+def create_table(engine: sa.Engine) -> None:
+    """Make the table of leases where there is none."""
+    _METADATA.create_all(engine)
+
+
 class Lease:
     """The right to drive one study; renewed by a thread until released.
 
@@ -114,7 +127,7 @@ class Lease:
         self.study, self.seconds = study, seconds
         self._engine, self._clock = engine, _CLOCK[engine.dialect.name]
         self._lost, self._stop = threading.Event(), threading.Event()
-        _METADATA.create_all(engine)
+        create_table(engine)
         self.counter = self._acquire()
         self._on_lost: Callable[[], None] = lambda: None
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
@@ -143,6 +156,7 @@ class Lease:
             counter = connection.execute(sa.select(_TABLE.c.counter).where(_TABLE.c.study == self.study)).scalar_one()
         if taken:
             return int(counter)
+        seen = self._read()
         holder = json.loads(seen["holder"])
         raise LeaseHeldError(
             f"the study is being driven by process {holder.get('pid')} on {holder.get('host')}, whose lease lasts for "

@@ -9,23 +9,27 @@ from __future__ import annotations
 import logging
 import math
 import time
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import optuna
 import sqlalchemy as sa
 from optuna.trial import FrozenTrial, TrialState
 
 from mmfa.errors import MmfaError
-from tune.lease import Lease
+from tune.lease import Lease, create_table
 from tune.places import first_line, safe_url
 
 logger = logging.getLogger(__name__)
 
 Stage = Literal["controls", "search"]
 State = Literal["waiting", "running", "lost", "complete", "diverged"]
-ASK_SECONDS = 60
+LOCK_SECONDS = 60
+"""How long a write waits for another one on SQLite."""
+OPEN_TRIES = 4
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +62,16 @@ class Lineage:
             TrialState.COMPLETE: "complete",
         }
         return states.get(last.state, "lost")
+
+    def point(self) -> dict[str, Any]:
+        """Return its parameters, all that any attempt knows.
+
+        Optuna's ask writes one parameter at a time, so an attempt that was killed within it has but some of them.
+        """
+        merged: dict[str, Any] = {}
+        for trial in self.attempts:
+            merged |= trial.system_attrs.get("fixed_params", {}) | trial.params
+        return merged
 
     @property
     def terminal(self) -> bool:
@@ -93,9 +107,8 @@ class StageLedger:
                 self.study.tell(lineage.last.number, state=TrialState.FAIL)
                 lineage = self.lineages()[lineage.index]
             if lineage.state == "lost":
-                first = lineage.attempts[0]
-                attrs = {**first.user_attrs, "lineage": lineage.index, "retry_of": lineage.last.number}
-                self.study.enqueue_trial(point(first), user_attrs=attrs)
+                attrs = {**lineage.attempts[0].user_attrs, "lineage": lineage.index, "retry_of": lineage.last.number}
+                self.study.enqueue_trial(lineage.point(), user_attrs=attrs)
                 again.append(lineage)
         return again
 
@@ -139,9 +152,14 @@ class StageLedger:
         self.study.tell(trial, state=TrialState.FAIL)
 
 
-def point(first: FrozenTrial) -> dict[str, Any]:
-    """Return the parameters of a lineage's first attempt, also of one that was enqueued and never started."""
-    return dict(first.params or first.system_attrs.get("fixed_params", {}))
+def _patiently(call: Callable[[], Made]) -> Made:
+    """Call again where another process was making the same tables at the same moment."""
+    for _ in range(OPEN_TRIES - 1):
+        try:
+            return call()
+        except (sa.exc.OperationalError, sa.exc.IntegrityError, optuna.exceptions.StorageInternalError):
+            time.sleep(0.5)
+    return call()
 
 
 class Ledger:
@@ -156,11 +174,11 @@ class Ledger:
 
     def __init__(self, url: str) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        kwargs = {"connect_args": {"timeout": ASK_SECONDS}} if url.startswith("sqlite") else {"pool_pre_ping": True}
-        self.url = url
+        kwargs = {"connect_args": {"timeout": LOCK_SECONDS}} if url.startswith("sqlite") else {"pool_pre_ping": True}
         try:
-            self.storage = optuna.storages.RDBStorage(url, engine_kwargs=kwargs)
+            self.storage = _patiently(lambda: optuna.storages.RDBStorage(url, engine_kwargs=kwargs))
             self._lease_engine = sa.create_engine(url, **kwargs)
+            _patiently(lambda: create_table(self._lease_engine))
         except (sa.exc.SQLAlchemyError, optuna.exceptions.OptunaError, RuntimeError, ImportError) as error:
             raise MmfaError(
                 f"the ledger {safe_url(url)} cannot be opened: {first_line(error)}. Give another --ledger."
@@ -200,6 +218,7 @@ class Ledger:
         if before is None or trials > before:
             stage.study.set_user_attr("identity", dict(identity))
             stage.study.set_user_attr("family", family)
+            stage.study.set_user_attr("ledger", attrs.get("ledger") or uuid.uuid4().hex)
             if before is not None:
                 amendments = [*attrs.get("amendments", []), {"at": time.time(), "from": before, "to": trials}]
                 stage.study.set_user_attr("amendments", amendments)

@@ -37,6 +37,8 @@ def places(
         MmfaError: a URL that is none, a folder as tracking URI, or one database for ledger and MLflow.
     """
     out = out.expanduser().absolute()
+    if "?" in str(out):
+        raise MmfaError(f"--out must not contain a question mark, which ends a database's URL, but got {out}.")
     ledger_url = _absolute(ledger or f"sqlite:///{out / 'ledger.db'}", option="--ledger")
     tracking_uri = tracking or f"sqlite:///{out / 'mlflow.db'}"
     if not tracking_uri.startswith(("http://", "https://")):
@@ -70,7 +72,10 @@ def _absolute(url: str, *, option: str) -> str:
     if parsed.get_backend_name() == "sqlite" and parsed.database in (None, "", ":memory:"):
         raise MmfaError(f"{option} must name a file, but got {url!r}: nothing could be resumed from memory.")
     if parsed.get_backend_name() == "sqlite":
-        return f"sqlite:///{Path(str(parsed.database)).expanduser().absolute()}"
+        path = Path(str(parsed.database)).expanduser().absolute()
+        if "?" in str(path):
+            raise MmfaError(f"{option}: SQLite cannot be given a path with a question mark, but got {path}; rename it.")
+        return f"sqlite:///{path}"
     return url
 
 

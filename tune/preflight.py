@@ -59,6 +59,8 @@ def check_places(where: Places) -> None:
     check_writable(where.out, option="--out")
     check_writable(where.storage, option="--storage")
     check_writable(where.cache_dir, option="--cache-dir")
+    if where.tracking.startswith(("http://", "https://")):
+        _check_server(where.tracking)
     for url, option in ((where.ledger, "--ledger"), (where.tracking, "--tracking-uri")):
         if url.startswith("sqlite:///"):
             _check_sqlite(Path(url.removeprefix("sqlite:///")), option=option)
@@ -83,8 +85,6 @@ def open_tracking(where: Places, *, experiment: str) -> tuple[MlflowClient, str]
         MmfaError: a server that does not answer, or a database that holds something else.
     """
     remote = where.tracking.startswith(("http://", "https://"))
-    if remote:
-        _check_server(where.tracking)
     import mlflow
     from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
@@ -103,7 +103,7 @@ def open_tracking(where: Places, *, experiment: str) -> tuple[MlflowClient, str]
         if found is None:
             return client, client.create_experiment(experiment, artifacts, EXPERIMENT_TAGS)
         return client, found.experiment_id
-    except (MlflowException, sa.exc.SQLAlchemyError) as error:
+    except (MlflowException, sa.exc.SQLAlchemyError, ImportError) as error:
         raise MmfaError(
             f"MLflow at {safe_url(where.tracking)} cannot be used: {first_line(error)}. Give another --tracking-uri."
         ) from None
@@ -133,8 +133,14 @@ def prepare_stores(config: TrialConfig, where: Places, *, progress: Callable[[st
     from mmfa.data.store import build, open_store
 
     paths, fingerprints = [], {}
-    for name in (config.data.source, config.data.target):
-        dataset = catalog.load(name, data_root=where.data_root, cache_dir=where.cache_dir, progress=progress)
+    for name, labelled in ((config.data.source, True), (config.data.target, False)):
+        dataset = catalog.load(
+            name,
+            data_root=where.data_root,
+            cache_dir=where.cache_dir,
+            attributes_required=labelled,
+            progress=progress,
+        )
         size = {"height": config.data.store_height, "width": config.data.store_width}
         path = build(dataset, cache_dir=where.cache_dir, progress=progress, **size)
         paths.append(path)

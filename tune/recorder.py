@@ -22,14 +22,18 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from mmfa.config import TrialConfig
+from mmfa.errors import CheckpointError
 from tune.lease import LeaseLostError
 from tune.ledger import Lineage
+from tune.places import first_line
 from tune.trainable import EXPORT
 
 logger = logging.getLogger(__name__)
 
 STUDY_TAG, LINEAGE_TAG = "mmfa.study", "mmfa.lineage"
 RETRY_SECONDS = 5.0
+PERMANENT = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST")
+"""Refusals that no second try mends, such as of a run that was deleted by hand: told, and passed over."""
 STATUS = {"complete": "FINISHED", "diverged": "FAILED"}
 
 
@@ -63,27 +67,47 @@ class Recorder:
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._work, name="recorder", daemon=True)
         self.problem = ""
+        self.refused: list[str] = []
 
     def open(self, *, name: str, params: Mapping[str, Any], note: str) -> str:
         """Find or create the study's run, learn what MLflow has of its trials, start writing; return the run's id."""
-        token = None
-        while True:
-            found = self._client.search_runs(
-                [self._experiment], f"tags.`{STUDY_TAG}` = '{self._study}'", max_results=1000, page_token=token
-            )
-            for run in found:
-                lineage = run.data.tags.get(LINEAGE_TAG, "")
-                self._runs[lineage], self._status[lineage] = run.info.run_id, run.info.status
-            token = found.token
-            if not token:
-                break
+        self._learn()
         tags = {STUDY_TAG: self._study, "mlflow.note.content": note, **self._tags}
         self.study_run = self._run("", name=name, tags=tags)
-        self._client.log_batch(self.study_run, params=[Param(key, str(value)) for key, value in params.items()])
+        self._client.log_batch(
+            self.study_run,
+            params=[Param(key, str(value)) for key, value in params.items()],
+            tags=[RunTag(key, value) for key, value in tags.items()],
+        )
         self._client.update_run(self.study_run, status="RUNNING")
         self._status[""] = "RUNNING"
         self._thread.start()
         return self.study_run
+
+    def _learn(self) -> None:
+        """Read what MLflow has of the study; of two runs of one lineage the older one stays.
+
+        There can be two where a server wrote a run and its answer was lost.
+        """
+        token, seen = None, set()
+        while True:
+            found = self._client.search_runs(
+                [self._experiment],
+                f"tags.`{STUDY_TAG}` = '{self._study}'",
+                max_results=1000,
+                order_by=["attributes.start_time ASC"],
+                page_token=token,
+            )
+            for run in found:
+                lineage = run.data.tags.get(LINEAGE_TAG, "")
+                if lineage in seen:
+                    self._client.delete_run(run.info.run_id)
+                    continue
+                seen.add(lineage)
+                self._runs[lineage], self._status[lineage] = run.info.run_id, run.info.status
+            token = found.token
+            if not token:
+                return
 
     def _run(self, lineage: str, *, name: str, tags: Mapping[str, str]) -> str:
         """Return the run of a lineage ("" is the study's own), created where there is none."""
@@ -111,8 +135,13 @@ class Recorder:
         """Record every terminal lineage that MLflow does not have in full; return how many there were."""
         missing = [item for item in lineages if self._status.get(item[0].name) not in STATUS.values()]
         for lineage, config in missing:
+            try:
+                record = read(lineage.name)
+            except CheckpointError as error:
+                logger.warning("%s is over, but MLflow cannot be given all of it: %s", lineage.name, error)
+                continue
             self.trial_started(lineage, config)
-            self.trial_finished(lineage.name, lineage.state, read(lineage.name))
+            self.trial_finished(lineage.name, lineage.state, record)
         return len(missing)
 
     # What the thread does.
@@ -184,11 +213,23 @@ class Recorder:
                     break
                 except LeaseLostError:
                     return
-                except (MlflowException, sa.exc.SQLAlchemyError, OSError) as error:
-                    self.problem = f"MLflow does not take what is written ({str(error).splitlines()[0]})"
-                    logger.warning("%s; trying again", self.problem)
-                    if self._closing.wait(RETRY_SECONDS):
+                except (MlflowException, sa.exc.SQLAlchemyError, OSError, KeyError) as error:
+                    self.problem = f"MLflow does not take what is written ({first_line(error)})"
+                    if isinstance(error, KeyError) or getattr(error, "error_code", "") in PERMANENT:
+                        self.refused.append(self.problem)
+                        break
+                    if self._closing.wait(RETRY_SECONDS) or not self._learned():
                         return
+
+    def _learned(self) -> bool:
+        """Ask MLflow, until it answers, what it has: the call that failed may have been carried out."""
+        while True:
+            try:
+                self._learn()
+                return True
+            except (MlflowException, sa.exc.SQLAlchemyError, OSError):
+                if self._closing.wait(RETRY_SECONDS):
+                    return False
 
     # The end.
 

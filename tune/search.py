@@ -16,8 +16,9 @@ import scipy.stats.qmc
 from mmfa.config import TrialConfig, field_type
 from studies.plan import CONTROLS, Plan
 from studies.spec import Choices, Scalar
+from tune.interrupt import Stop
 from tune.ledger import Lineage, Stage, StageLedger
-from tune.trainable import ROW, Job, as_config
+from tune.trainable import ERROR, ROW, Job, as_config
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +101,7 @@ class StudySearcher(ray.tune.search.Searcher):
         stages: Controls and search, already prepared.
         make_job: Turns a lineage and its config into what a worker gets.
         observers: Told in order.
-        stop: Called with a sentence when the study cannot go on.
+        stop: Told when the study cannot go on; where it is set, nothing new is started.
     """
 
     def __init__(
@@ -110,22 +111,24 @@ class StudySearcher(ray.tune.search.Searcher):
         stages: tuple[StageLedger, ...],
         make_job: Callable[[Lineage, TrialConfig], Job],
         observers: tuple[Observer, ...],
-        stop: Callable[[str], None],
+        stop: Stop,
     ) -> None:
         super().__init__()
         self._plan, self._stages, self._make_job = plan, stages, make_job
         self._observers, self._stop = observers, stop
         self._space = distributions(plan)
         self._live: dict[str, tuple[StageLedger, Lineage, optuna.Trial]] = {}
+        self._reported: dict[str, set[int]] = {}
         self.failures: dict[str, str] = {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """Return the config of the next trial, or FINISHED when nothing is left to start."""
-        for stage in self._stages:
+        for stage in () if self._stop else self._stages:
             if (trial := self._next(stage)) is not None:
                 lineage = stage.lineage_of(trial.number)
                 config = self._config(stage.stage, trial)
                 self._live[trial_id] = (stage, lineage, trial)
+                self._reported[lineage.name] = set()
                 for observer in self._observers:
                     observer.trial_started(lineage, config)
                 return as_config(self._make_job(lineage, config))
@@ -172,12 +175,15 @@ class StudySearcher(ray.tune.search.Searcher):
             stage.complete(trial, value=metrics[self._plan.study.objective.metric], metrics=metrics)
         self._tell(lineage.name, record["outcome"], record)
         if record["outcome"] == "diverged" and stage.stage == "search" and lineage.index == 0:
-            self._stop(f"the baseline diverged: {record['reason']}")
+            self._stop.end(f"the baseline diverged: {record['reason']}")
         return None
 
     def _epoch(self, stage: StageLedger, lineage: Lineage, trial: optuna.Trial, report: dict[str, Any]) -> None:
         value = report["metrics"].get(self._plan.study.objective.metric)
-        if value is not None and report["epoch"] not in stage.study.trials[trial.number].intermediate_values:
+        if report["epoch"] in self._reported[lineage.name]:
+            return
+        self._reported[lineage.name].add(report["epoch"])
+        if value is not None:
             stage.report(trial, value=value, step=report["epoch"])
         for observer in self._observers:
             observer.trial_epoch(lineage.name, report)
@@ -188,7 +194,7 @@ class StudySearcher(ray.tune.search.Searcher):
 
     def _last_words(self, lineage: Lineage, trial: optuna.Trial) -> str:
         job = self._make_job(lineage, self._config(lineage.stage, trial))
-        file = Path(job.folder) / "error.txt"
+        file = Path(job.folder) / ERROR
         return file.read_text().strip().splitlines()[-1] if file.exists() else "its worker was lost"
 
     def save(self, checkpoint_path: str) -> None:

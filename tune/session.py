@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from mmfa.config import TrialConfig
+from mmfa.errors import CheckpointError, MmfaError
 from studies.plan import Plan, digest, grown
 from tune import outcome as outcomes
 from tune import search
@@ -14,7 +17,7 @@ from tune.lease import Fence, Lease
 from tune.ledger import Ledger, Lineage, StageLedger
 from tune.places import Places
 from tune.preflight import Stores
-from tune.trainable import Job
+from tune.trainable import Job, read_result
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +33,9 @@ class Request:
     promote: Literal["never", "candidate"]
     lease_seconds: float
     command: str
+    """What to type to go on."""
+    python: str
+    """The interpreter to type in front of ``-m mlflow``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +82,24 @@ class Session:
         first = next(iter(self.search.lineages()), None)
         return str(first.last.user_attrs.get("reason", "")) if first is not None and first.state == "diverged" else ""
 
+    def to_train(self) -> bool:
+        """Whether anything is left that may be trained."""
+        return self.left() > 0 and not self.diverged_baseline()
+
+    def notes(self) -> list[str]:
+        """What was told of lineages while they were trained: checkpoints that were set aside."""
+        told = []
+        for lineage in self.lineages():
+            with contextlib.suppress(CheckpointError):
+                told += [f"{lineage.name}: {note}" for note in read_result(self.folder_of(lineage.name))["notes"]]
+        return told
+
+    def commits(self, commit: str) -> list[str]:
+        """Return the commits that have driven this study, this one last."""
+        before = [known for known in self.search.study.user_attrs.get("commits", []) if known != commit]
+        self.search.study.set_user_attr("commits", [*before, commit])
+        return [*before, commit]
+
     def left(self) -> int:
         """How many lineages are not over yet."""
         over = sum(lineage.terminal for lineage in self.lineages())
@@ -99,15 +123,21 @@ class Session:
 def open_session(
     request: Request, stores: Stores, ledger: Ledger, lease: Lease, study_id: str, identity: dict[str, Any]
 ) -> Session:
-    """Put up the fence, register the study, reap what was left."""
-    fence = Fence(request.places.storage / study_id / "fence", lease.counter)
-    fence.put_up()
+    """Register the study, put up the fence, reap what was left.
+
+    Raises:
+        MmfaError: fewer trials than before, or storage that belongs to another ledger.
+    """
     baseline = {name: value for name, value in identity["baseline"].items() if name != "run.seed"}
     family = digest({**identity, "baseline": baseline})
     controls, trials = ledger.open(study_id, stage="controls"), ledger.open(study_id, stage="search")
     number = ledger.register(
         trials, identity=identity, family=family, trials=request.plan.trials, asked=request.trials_asked
     )
+    folder = request.places.storage / study_id
+    _claim(folder, ledger_id=trials.study.user_attrs["ledger"])
+    fence = Fence(folder / "fence", lease.counter)
+    fence.put_up()
     plan = grown(request.plan, trials=number)
     search.prepare(plan, controls=controls, search=trials)
     return Session(
@@ -122,3 +152,17 @@ def open_session(
         controls=controls,
         search=trials,
     )
+
+
+def _claim(folder: Path, *, ledger_id: str) -> None:
+    """Tie a study's storage to its ledger: results of one must not be taken for another's."""
+    mark = folder / "ledger"
+    if mark.exists() and mark.read_text() != ledger_id:
+        raise MmfaError(
+            f"{folder} holds trainings of this study that another ledger counts; give that --ledger, "
+            "or another --storage, or remove the folder."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = mark.with_name(f"ledger.{os.getpid()}.tmp")
+    temporary.write_text(ledger_id)
+    temporary.replace(mark)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import rich.box
 from rich.table import Table
+from rich.text import Text
 
 from studies.plan import Plan
 from tune.console import percent, points, short, symbol
@@ -14,7 +15,7 @@ TITLES = {"source_only": "source only (control)", "target_bn": "target in BN (co
 
 def table(plan: Plan, outcome: Outcome) -> Table:
     """Return the best trial against the paper's defaults and the controls."""
-    result = Table(box=rich.box.SIMPLE_HEAD, pad_edge=False, title=plan.study.question, title_justify="left")
+    result = Table(box=rich.box.SIMPLE_HEAD, pad_edge=False, title=Text(plan.study.question), title_justify="left")
     result.add_column("setting", no_wrap=True)
     for name in plan.study.space:
         result.add_column(symbol(name), justify="right")

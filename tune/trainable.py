@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmfa.config import TrialConfig
-from mmfa.errors import DivergedError, MmfaError
+from mmfa.errors import CheckpointError, DivergedError, MmfaError
 from tune.lease import Fence
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 RESULT = "result.json"
 EXPORT = "export"
 JOURNAL = "journal.jsonl"
+ERROR = "error.txt"
 ROW = "mmfa"
 """Key of a Tune result that holds a row of :func:`train` as JSON."""
 
@@ -62,14 +63,18 @@ def run(config: dict[str, Any]) -> None:
     """Train one trial inside Ray Tune."""
     import ray.tune
 
+    from mmfa.data.prefetch import prefetch
+
     job = Job(**config["job"])
+    folder = Path(job.folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / ERROR).unlink(missing_ok=True)
     try:
-        for row in train(job):  # as text: Tune flattens nested results
-            ray.tune.report({ROW: json.dumps(row)})
+        # A report waits for the driver; the next epoch does not wait for the report.
+        for row in prefetch(train(job)):
+            ray.tune.report({ROW: json.dumps(row)})  # as text: Tune flattens nested results
     except Exception:
-        folder = Path(job.folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "error.txt").write_text(traceback.format_exc())
+        (folder / ERROR).write_text(traceback.format_exc())
         raise
 
 
@@ -79,24 +84,38 @@ def train(job: Job) -> Iterator[dict[str, Any]]:
     Rows are ``{"epoch": report}`` and ``{"result": record}``; the record is also ``result.json``.
     """
     folder = Path(job.folder)
-    if (folder / RESULT).exists():
-        record = read_result(folder)
-        yield from ({"epoch": report} for report in record["history"])
-        yield {"result": record}
-        return
+    notes: list[str] = []
     try:
-        yield from _train(job)
+        if (folder / RESULT).exists():
+            try:
+                record = read_result(folder)
+            except CheckpointError as error:
+                aside = (folder / RESULT).rename(folder / f"{RESULT}.corrupt")
+                notes.append(f"{error} It was set aside as {aside.name}, and the trial was trained again.")
+            else:
+                _check_config(record, job)
+                yield from ({"epoch": report} for report in record["history"])
+                yield {"result": record}
+                return
+        yield from _train(job, notes)
     except MmfaError as error:
         yield {"failed": str(error)}
 
 
-def _train(job: Job) -> Iterator[dict[str, Any]]:
+def _check_config(record: dict[str, Any], job: Job) -> None:
+    if record["config"] != json.loads(job.config):
+        raise CheckpointError(
+            f"{job.folder}/{RESULT} is of another trial of that name; give another --storage, or remove the folder."
+        )
+
+
+def _train(job: Job, notes: list[str]) -> Iterator[dict[str, Any]]:
     """Train what is left of a lineage and write its result."""
     import torch
 
     torch.set_num_threads(job.threads)
     started = time.time()
-    training, notes = _open(job)
+    training = _open(job, notes)
     for report in training.history:
         yield {"epoch": epoch_row(report)}
     try:
@@ -107,7 +126,7 @@ def _train(job: Job) -> Iterator[dict[str, Any]]:
     except DivergedError as error:
         outcome = {"outcome": "diverged", "reason": str(error)}
     if outcome["outcome"] == "complete":
-        training.export(Path(job.folder) / EXPORT)
+        training.export(Path(job.folder) / EXPORT, before_commit=job.fence.check)
     record = _record(job, training) | {"started_at": started, "notes": notes} | outcome
     _finish(job, record)
     yield {"result": record}
@@ -138,8 +157,15 @@ def epoch_row(report: EpochReport) -> dict[str, Any]:
 
 
 def read_result(folder: Path) -> dict[str, Any]:
-    """Return the record of a finished lineage."""
-    record: dict[str, Any] = json.loads((folder / RESULT).read_text())
+    """Return the record of a finished lineage.
+
+    Raises:
+        CheckpointError: no record, or a damaged one.
+    """
+    try:
+        record: dict[str, Any] = json.loads((folder / RESULT).read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder / RESULT} cannot be read ({type(error).__name__}).") from None
     return record
 
 
@@ -151,12 +177,10 @@ def _store(path: str) -> Store:
     return open_store(Path(path))
 
 
-def _open(job: Job) -> tuple[Training, list[str]]:
-    """Return the training, resumed from the newest intact checkpoint of any attempt, and what there is to tell."""
+def _open(job: Job, notes: list[str]) -> Training:
+    """Return the training, resumed from the newest intact checkpoint of any attempt; add what there is to tell."""
     from mmfa.checkpoint import newest_intact
     from mmfa.training import Training
-
-    notes: list[str] = []
 
     def corrupt(path: Path, reason: str) -> None:
         notes.append(
@@ -169,7 +193,7 @@ def _open(job: Job) -> tuple[Training, list[str]]:
     checkpoint = newest_intact(sorted(Path(job.folder).glob("attempt-*")), on_corrupt=corrupt)
     if checkpoint is not None:
         training.resume(checkpoint)
-    return training, notes
+    return training
 
 
 def _save(job: Job, training: Training) -> None:
@@ -209,6 +233,8 @@ def _finish(job: Job, record: dict[str, Any]) -> None:
     folder = Path(job.folder)
     folder.mkdir(parents=True, exist_ok=True)
     record["ended_at"] = time.time()
+    for leftover in folder.glob(f"{RESULT}.*.tmp"):
+        leftover.unlink(missing_ok=True)
     temporary = folder / f"{RESULT}.{os.getpid()}.tmp"
     with temporary.open("w") as file:
         json.dump(record, file)

@@ -6,6 +6,7 @@ Lin et al., "Improving person re-identification by attribute and identity learni
 from __future__ import annotations
 
 import io
+import re
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,6 +31,7 @@ AGES = ("young", "teenager", "adult", "old")
 """Meaning of the age codes 1 to 4."""
 
 _STRUCT = "market_attribute"
+_IDENTITY = re.compile(r"\d{4}", re.ASCII)
 _MAT_ERRORS = (OSError, ValueError, TypeError, KeyError, NotImplementedError, zlib.error, scipy.io.matlab.MatReadError)
 
 
@@ -136,10 +138,10 @@ def _read_struct(struct: Mapping[str, Any], where: str) -> tuple[Ints, Bytes]:
             "use the file of the Market-1501_Attribute release."
         )
     names = np.atleast_1d(struct["image_index"]).ravel()
-    try:
-        pids = np.array([int(name) for name in names], dtype=np.int64)
-    except ValueError as error:
-        raise DataError(f"image_index must name identities like '0002', but {where} has {error}; repair it.") from error
+    odd = [name for name in names if not isinstance(name, str) or not _IDENTITY.fullmatch(name)]
+    if odd:
+        raise DataError(f"image_index must name identities like '0002', but {where} has '{odd[0]}'; repair it.")
+    pids = np.array([int(name) for name in names], dtype=np.int64)
     codes = [_read_field(field, np.atleast_1d(struct[field]).ravel(), pids, where) for field in MARKET_FIELDS]
     return pids, np.stack(codes, axis=1)
 

@@ -54,9 +54,14 @@ class Batches:
         channels_last: memory format of the images.
 
     Raises:
-        DataError: fewer training images than one batch takes, or too few identities to hold out.
+        DataError: fewer training images than one batch takes, too few identities to hold out, held-out queries that
+            have no match, or a source identity that its attributes leave out.
     """
 
+    source_domain: Domain
+    """The source with its held-out identities."""
+    target_domain: Domain
+    """The target with its held-out identities."""
     train_pids: Ints
     """int64 [K], ascending: class k is identity ``train_pids[k]``."""
     attribute_names: tuple[str, ...]
@@ -69,12 +74,12 @@ class Batches:
     ) -> None:
         self._config, self._seed, self._device, self._channels_last = config, seed, device, channels_last
         self._source, self._target = source, target
-        domain = source.domain.with_held_out(config.num_val_ids)
+        self.source_domain = domain = source.domain.with_held_out(config.num_val_ids)
+        self.target_domain = target.domain.with_held_out(config.num_val_ids)
         self._source_rows = _train_rows(domain, batch=config.source_batch, field="data.source_batch")
         self._target_rows = np.empty(0, dtype=np.int64)
         if config.use_target:
-            held = target.domain.with_held_out(config.num_val_ids)
-            self._target_rows = _train_rows(held, batch=config.target_batch, field="data.target_batch")
+            self._target_rows = _train_rows(self.target_domain, batch=config.target_batch, field="data.target_batch")
         self.train_pids = domain.train_pids
         self.num_steps = len(self._source_rows) // config.source_batch
         pids = domain.pids[self._source_rows]

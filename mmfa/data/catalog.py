@@ -18,8 +18,9 @@ def names() -> tuple[str, ...]:
 
 
 def load(
-    name: str, *, data_root: Path | None, cache_dir: Path, strict_counts: bool = False, progress: Progress = no_progress
-) -> Dataset:
+    name: str, *, data_root: Path | None, cache_dir: Path, strict_counts: bool = False,
+    attributes_required: bool = True, progress: Progress = no_progress,
+) -> Dataset:  # fmt: skip
     """List a dataset; the embedded ones are rendered on first use.
 
     Args:
@@ -27,6 +28,7 @@ def load(
         data_root: folder of the user's datasets; not needed for the embedded ones, and never written to.
         cache_dir: folder of everything that can be made again.
         strict_counts: raise where published counts are not met, instead of a warning.
+        attributes_required: false for a target, whose attributes nothing reads: they may be missing.
         progress: called as pictures are rendered.
 
     Raises:
@@ -44,7 +46,7 @@ def load(
             "market1501 is read from your own copy, but no data root was given; "
             f"name the folder that holds {market_layout.ROOTS[0]} with --data-root."
         )
-    return market_layout.load_market(data_root, strict_counts=strict_counts)
+    return market_layout.load_market(data_root, strict_counts=strict_counts, attributes_required=attributes_required)
 
 
 def default_cache_dir() -> Path:

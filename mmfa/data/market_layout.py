@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from mmfa.data.attributes import read_market_mat
-from mmfa.data.records import Dataset, Domain, Split, name_pids
+from mmfa.data.records import Dataset, Domain, Split
 from mmfa.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -38,21 +38,23 @@ PUBLISHED_COUNTS = {
 }
 
 
-def load_market(data_root: Path, *, strict_counts: bool = False) -> Dataset:
+def load_market(data_root: Path, *, strict_counts: bool = False, attributes_required: bool = True) -> Dataset:
     """Find and list Market-1501 under the data root; nothing is ever written there.
 
     Args:
         data_root: folder that holds one of :data:`ROOTS`.
         strict_counts: raise where the published counts are not met, instead of a warning.
+        attributes_required: raise where there is no attribute file, instead of a dataset without attributes.
 
     Raises:
-        DataError: no such layout, a file name outside the grammar, no attribute file, an identity without annotation,
+        DataError: no such layout, a file name outside the grammar, no attribute file where one is required,
             or other counts than published with ``strict_counts``.
     """
     root = find_root(data_root)
     domain = read_layout(root, name="market1501")
     check_counts(domain, strict=strict_counts)
-    return with_attributes(root, domain, find_attribute_file(root, data_root))
+    attribute_file = find_attribute_file(root, data_root, required=attributes_required)
+    return with_attributes(root, domain, attribute_file)
 
 
 def find_root(data_root: Path) -> Path:
@@ -156,34 +158,32 @@ def check_counts(domain: Domain, *, strict: bool) -> None:
         logger.warning("NOT THE PUBLISHED Market-1501, results will not compare with others': %s", "; ".join(odd))
 
 
-def find_attribute_file(root: Path, data_root: Path) -> Path:
+def find_attribute_file(root: Path, data_root: Path, *, required: bool) -> Path | None:
     """Return the first ``market_attribute.mat`` beside the images or in the data root.
 
     Raises:
-        DataError: there is none; says where it was looked for.
+        DataError: there is none although it is required; says where it was looked for.
     """
     folders = [folder for base in (root, data_root) for folder in (base, base / ATTRIBUTE_FOLDER)]
     for folder in folders:
         if (folder / ATTRIBUTE_FILE).is_file():
             return folder / ATTRIBUTE_FILE
+    if not required:
+        return None
     raise DataError(
-        f"Market-1501 needs its attribute annotations, but {ATTRIBUTE_FILE} is not in any of "
+        f"A source needs its attribute annotations, but {ATTRIBUTE_FILE} is not in any of "
         f"{', '.join(str(folder) for folder in dict.fromkeys(folders))}; "
         "put the file of the Market-1501_Attribute release into one of them."
     )
 
 
-def with_attributes(root: Path, domain: Domain, attribute_file: Path) -> Dataset:
-    """Return the dataset with its annotations.
+def with_attributes(root: Path, domain: Domain, attribute_file: Path | None) -> Dataset:
+    """Return the dataset with its annotations, if it has any.
+
+    Which identities must be annotated depends on those held out: ``Batches`` sees to it.
 
     Raises:
-        DataError: a file that does not hold, or an identity of the images that it does not annotate.
+        DataError: a file that does not hold.
     """
-    attributes = read_market_mat(attribute_file)
-    missing = np.setdiff1d(domain.pids, [*attributes.pids.tolist(), DISTRACTOR_PID])
-    if missing.size:
-        raise DataError(
-            f"Every identity must be annotated, but {attribute_file} does not have {name_pids(missing)}; "
-            "use the attribute file that belongs to these images."
-        )
+    attributes = None if attribute_file is None else read_market_mat(attribute_file)
     return Dataset(root=root, domain=dataclasses.replace(domain, attributes=attributes), attribute_file=attribute_file)

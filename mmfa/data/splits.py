@@ -52,7 +52,7 @@ def hold_out(domain: Domain, *, num_ids: int) -> Domain:
         num_ids: identities to hold out; 0 changes nothing.
 
     Raises:
-        DataError: more identities than half of the eligible ones.
+        DataError: more identities than half of the eligible ones, or no query with an image by another camera.
     """
     if num_ids == 0:
         return domain
@@ -68,16 +68,21 @@ def hold_out(domain: Domain, *, num_ids: int) -> Domain:
     splits[rows] = "val_gallery"
     splits[rows[first]] = "val_query"
     held = dataclasses.replace(domain, splits=splits)
-    _warn_of_unmatched(held)
+    _check_queries(held)
     return held
 
 
-def _warn_of_unmatched(domain: Domain) -> None:
+def _check_queries(domain: Domain) -> None:
     query, gallery = domain.rows("val_query"), domain.rows("val_gallery")
     cameras: dict[int, set[int]] = {}
     for row in gallery.tolist():
         cameras.setdefault(int(domain.pids[row]), set()).add(int(domain.camids[row]))
     alone = sum(not cameras.get(int(domain.pids[row]), set()) - {int(domain.camids[row])} for row in query.tolist())
+    if alone == len(query):
+        raise DataError(
+            "A held-out query needs a gallery image of the same identity by another camera, but none of the "
+            f"{len(query)} of {domain.name} has one; set data.num_val_ids=0 or use data with more images per camera."
+        )
     if alone:
         logger.warning(
             "%s: %d of %d held-out queries have no second image in another camera and will be skipped",

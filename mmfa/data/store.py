@@ -7,10 +7,12 @@ schema's metadata.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
 import logging
+import math
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +23,7 @@ from typing import Any
 
 import filelock
 import numpy as np
+import PIL
 import pyarrow as pa
 import torch
 from PIL import Image
@@ -67,27 +70,49 @@ def build(dataset: Dataset, *, cache_dir: Path, height: int, width: int, progres
         progress: called as images are decoded.
 
     Raises:
-        DataError: an image that cannot be read.
+        DataError: an image that cannot be read, or no room for the store.
     """
     folder = cache_dir / "stores"
     path = folder / f"{dataset.domain.name}-{height}x{width}-{_listing_key(dataset)}.arrow"
-    if path.exists():
-        return path
+    try:
+        if not path.exists():
+            _build_once(path, dataset, shape=(len(dataset.domain.paths), height, width, 3), progress=progress)
+    except OSError as error:
+        raise DataError(
+            f"{path} must be written once before training, but it cannot be ({type(error).__name__}: {error}); "
+            "make room there or choose another --cache-dir."
+        ) from error
+    return path
+
+
+def _build_once(path: Path, dataset: Dataset, *, shape: tuple[int, int, int, int], progress: Progress) -> None:
+    folder = path.parent
     folder.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(folder / ".lock"):
         if path.exists():  # another process was faster
-            return path
+            return
         for leftover in folder.glob("*.tmp"):  # only the holder of the lock has any
             leftover.unlink()
         logger.info("building %s from %d images", path, len(dataset.domain.paths))
         with _removed(path.with_suffix(".pixels.tmp")) as scratch, _removed(path.with_suffix(".tmp")) as made:
-            shape = (len(dataset.domain.paths), height, width, 3)
-            pixels: Bytes = np.memmap(scratch, dtype=np.uint8, mode="w+", shape=shape)
+            pixels = _allocate(scratch, shape)
             digests = _decode_all(dataset, pixels, progress)
             _write(made, dataset.domain, pixels, _fingerprint(dataset.domain, digests))
             made.replace(path)
         _sync(folder)
-    return path
+
+
+def _allocate(path: Path, shape: tuple[int, int, int, int]) -> Bytes:
+    """Return a new file as an array, its room taken at once: a disk that is full later kills whoever writes to it."""
+    with path.open("wb") as file:
+        if hasattr(os, "posix_fallocate"):
+            try:
+                os.posix_fallocate(file.fileno(), 0, math.prod(shape))
+            except OSError as error:
+                if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # file systems that cannot
+                    raise
+        file.truncate(math.prod(shape))
+    return np.memmap(path, dtype=np.uint8, mode="r+", shape=shape)
 
 
 def open_store(path: Path) -> Store:
@@ -114,8 +139,9 @@ def open_store(path: Path) -> Store:
 
 
 def _listing_key(dataset: Dataset) -> str:
-    """Hash what a listing shows: it changes when a file does, and costs no reading."""
-    digest = hashlib.sha256(canonical_json([FORMAT, dataset.domain.name]).encode())
+    """Hash what a listing shows and what decodes it: it changes when a file does, and costs no reading."""
+    made_by = [FORMAT, PIL.__version__, torch.__version__]
+    digest = hashlib.sha256(canonical_json([*made_by, dataset.domain.name]).encode())
     files = {name: dataset.root / name for name in dataset.domain.paths}
     if dataset.attribute_file:
         files["attributes"] = dataset.attribute_file

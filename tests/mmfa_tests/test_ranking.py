@@ -156,3 +156,14 @@ def test_non_finite_features_are_refused():
         list(distances(torch.zeros(1, 3), bad))
     with pytest.raises(DataError, match="finite"):
         list(distances(bad, torch.zeros(1, 3)))
+
+
+def test_an_empty_gallery_has_its_own_sentence():
+    with pytest.raises(DataError, match="gallery, but it holds no image"):
+        list(distances(torch.ones(2, 3), torch.ones(0, 3)))
+    none = np.empty(0, dtype=np.int64)
+    with pytest.raises(DataError, match="gallery, but it holds no image"):
+        rank(
+            np.empty((1, 0)), query_pids=np.array([1]), query_camids=np.array([0]), gallery_pids=none,
+            gallery_camids=none,
+        )  # fmt: skip

@@ -4,8 +4,10 @@ import dataclasses
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
+from mmfa_tests.conftest import tiny_store
 
 from mmfa import checkpoint
 from mmfa.errors import CheckpointError, ConfigError, DataError, DivergedError
@@ -51,7 +53,7 @@ def test_learns_and_reports_everything(finished):
         *(
             f"{split}/{name}"
             for split in ("target_val", "source_val")
-            for name in ("mAP", "mAP_trapezoid", "mINP", "rank1", "rank5", "rank10")
+            for name in ("mAP", "mAP_trapezoid", "mINP", "rank1", "rank5", "rank10", "rank20")
         ),
         *("train/learning_rate", "train/images_per_second", "train/seconds"),
     }
@@ -120,6 +122,53 @@ def test_a_last_step_that_breaks_the_weights_is_divergence(tiny, source, target)
     one_step = {"data.num_val_ids": 0, "data.source_batch": 96, "optim.warmup_epochs": 0, "optim.learning_rate": 1e38}
     with pytest.raises(DivergedError, match=r"epoch 1, step 1: the weights are not finite"):
         run(tiny.with_overrides(one_step | {"optim.clip_norm": None}), source, target)
+
+
+UNBOUND = {"optim.learning_rate": 10.0, "optim.clip_norm": None, "optim.average_decay": None, "optim.warmup_epochs": 0}
+
+
+def test_divergence_that_only_evaluation_sees_is_divergence(tiny, source, target):
+    with pytest.raises(DivergedError, match=r"^epoch 1, evaluation of target_val: the features are not finite\.$"):
+        run(tiny.with_overrides(UNBOUND), source, target)
+
+
+def test_a_test_of_features_that_are_not_finite_is_divergence(tiny, source, target):
+    training = run(tiny.with_overrides({"data.num_val_ids": 0, "optim.num_epochs": 2}), source, target)
+    training.evaluated_model.backbone.conv1.weight.data.fill_(torch.nan)
+    with pytest.raises(DivergedError, match=r"^epoch 2, evaluation of test: the features are not finite\.$"):
+        training.test()
+
+
+def test_statistics_and_averages_that_are_not_finite_are_divergence(tiny, source, target):
+    training = Training(tiny, source=source, target=target, device="cpu")
+    training.model.backbone.bn1.running_var.fill_(torch.inf)
+    with pytest.raises(DivergedError, match=r"^epoch 1, step 7: the BatchNorm statistics are not finite"):
+        next(training.epochs())
+    training = Training(tiny, source=source, target=target, device="cpu")
+    training.evaluated_model.backbone.conv1.weight.data.fill_(torch.nan)
+    with pytest.raises(DivergedError, match=r"^epoch 1, step 7: the averaged model is not finite"):
+        next(training.epochs())
+    assert training.history == []
+
+
+def test_a_validation_without_matches_is_refused_before_training(tiny, source, target):
+    alone = tiny_store("alone", seed=3, shots=1)
+    for stores in ({"source": source, "target": alone}, {"source": alone, "target": target}):
+        with pytest.raises(DataError, match=r"same identity by another camera.* none of the 18 of alone .*num_val_ids"):
+            Training(tiny, **stores, device="cpu")
+    Training(tiny.with_overrides({"data.num_val_ids": 0}), source=alone, target=alone, device="cpu")
+
+
+def test_unmatched_queries_are_told_once(tiny, source, target, caplog):
+    pid = target.domain.with_held_out(6).pids[target.domain.with_held_out(6).rows("val_query")[0]]
+    splits = target.domain.splits.astype("<U11")
+    second = [path.endswith(("c1_1.jpg", "c2_1.jpg")) for path in target.domain.paths]
+    splits[(target.domain.pids == pid) & np.array(second)] = "gallery"
+    fewer = dataclasses.replace(target, domain=dataclasses.replace(target.domain, splits=splits))
+    run(tiny.with_overrides({"optim.num_epochs": 2}), source, fewer)
+    assert [record.getMessage() for record in caplog.records] == [
+        "tiny-target: 1 of 18 held-out queries have no second image in another camera and will be skipped"
+    ]
 
 
 @pytest.fixture
@@ -209,6 +258,85 @@ def test_a_checkpoint_of_other_data_is_refused(finished, tiny, source, target, t
         wrong = dataclasses.replace(saved, state={**saved.state, key: saved.state[key][::-1]})
         with pytest.raises(CheckpointError, match=f"its own {what}"):
             training.resume(wrong)
+
+
+def test_a_resume_on_other_hardware_is_told(tiny, source, target, tmp_path, monkeypatch, caplog):
+    def on(hardware, torch_version):
+        monkeypatch.setattr(Hardware, "choose", lambda device, run: hardware)
+        monkeypatch.setattr(torch, "__version__", torch_version)
+        return Training(tiny, source=source, target=target)
+
+    plain = Hardware(device=torch.device("cpu"), bf16=False, channels_last=False)
+    fast = Hardware(device=torch.device("cpu"), bf16=True, channels_last=True)
+    before = on(plain, "1.0")
+    next(before.epochs())
+    saved = checkpoint.load(before.save(tmp_path))
+    on(plain, "1.0").resume(saved)
+    assert not caplog.records
+    resumed = on(fast, "2.0")
+    resumed.resume(saved)
+    [record] = caplog.records
+    for words in ("bf16 (False, here True)", "channels_last (False, here True)", "torch ('1.0', here '2.0')"):
+        assert words in record.getMessage()
+    assert "device" not in record.getMessage() and str(saved.path) in record.getMessage()
+    assert [report.epoch for report in resumed.epochs()] == [2, 3]
+
+
+def another(saved, **state):
+    """Return the checkpoint as another version would have written it."""
+    return dataclasses.replace(saved, state={**saved.state, "versions": {"mmfa": "9.9"}, **state})
+
+
+def test_a_checkpoint_of_another_version_is_refused_by_name(finished, tiny, source, target, tmp_path):
+    saved = checkpoint.load(finished.save(tmp_path))
+    training = Training(tiny, source=source, target=target, device="cpu")
+    before = {name: value.clone() for name, value in training.model.state_dict().items()}
+    config = json.loads(saved.state["config"])
+    del config["loss.lambda_aal"]
+    newer = another(saved, config=json.dumps({**config, "loss.new": 3}))
+    words = rf"{saved.path}, of mmfa 9\.9, .*loss\.lambda_aal \(absent, here 1\.0\), loss\.new \(3, here absent\)"
+    with pytest.raises(CheckpointError, match=words):
+        training.resume(newer)
+    kept = {name: value for name, value in saved.tensors.items() if name != "model/backbone.conv1.weight"}
+    odd_momentum = {**saved.tensors, "momentum/backbone.conv1.weight": torch.ones(2)}
+    wrong = [
+        (dataclasses.replace(another(saved), tensors=kept), r"differing tensors: backbone\.conv1\.weight"),
+        (dataclasses.replace(another(saved), tensors=odd_momentum), r"differing tensors: backbone\.conv1\.weight"),
+        (dataclasses.replace(another(saved), tensors={}), r"differing tensors: .*, \.\.\. \(\d+ in all\)"),
+        (another(saved, history=[{"epoch": 1}]), "history"),
+        (another(saved, config="no json"), "config"),
+    ]
+    for given, reason in wrong:
+        with pytest.raises(CheckpointError, match=rf"{saved.path}/state\.json .* of mmfa 9\.9 .*{reason}"):
+            training.resume(given)
+    assert all(torch.equal(value, before[name]) for name, value in training.model.state_dict().items())
+    assert training.history == []
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda state, _: state.update(config='{"loss.new": 3}'), "loss.new"),
+        (lambda state, _: state.pop("pids"), "pids"),
+        (lambda _, tensors: tensors.pop("backbone.conv1.weight"), "differing tensors: backbone.conv1.weight"),
+    ],
+)
+def test_an_exported_model_of_another_version_is_refused_by_name(finished, tmp_path, change, reason):
+    exported = checkpoint.load(finished.export(tmp_path / "model"))
+    state = {**exported.state, "versions": {"mmfa": "9.9"}}
+    change(state, exported.tensors)
+    path = checkpoint.save(tmp_path, "newer", tensors=exported.tensors, state=state)
+    with pytest.raises(CheckpointError, match=rf"{path}/state\.json .* of mmfa 9\.9 \(.*{reason}"):
+        checkpoint.load_model(path)
+
+
+def test_an_export_can_be_fenced(finished, tmp_path):
+    def refuse():
+        raise PermissionError("the lease is gone")
+
+    with pytest.raises(PermissionError):
+        finished.export(tmp_path / "model", before_commit=refuse)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_checkpoints_rotate_and_a_damaged_one_falls_back(tiny, source, target, tmp_path, finished):

@@ -46,6 +46,8 @@ def test_a_good_study_reads_as_written():
         ("[space", '[objective]\nmetric = "target/mAP"\n[space', r"\[objective.metric\].*'target/mAP'"),
         ("question", "name = 'x'\nquestion", r"'name' is not a key of a study; a study is named by its file"),
         ("question =", "question", r"a study must be TOML"),
+        ('[space."loss.lambda_aal"]', "[space.loss.lambda_aal]", r'quoted: write "loss.lambda_aal"'),
+        ("[space", "[fixed]\noptim.num_epochs = 3\n[space", r'quoted: write "optim.num_epochs"'),
     ],
 )
 def test_a_wrong_study_is_named(old, new, message):
@@ -74,6 +76,14 @@ def test_a_file_that_is_not_text_or_not_there(tmp_path):
         spec.read(binary)
     with pytest.raises(ConfigError, match=r"gone.toml: the study cannot be read: No such file"):
         library.load(str(tmp_path / "gone.toml"))
+
+
+def test_a_file_whose_stem_is_no_name(tmp_path):
+    for stem in ("what's", "a b", "x" * 65):
+        path = tmp_path / f"{stem}.toml"
+        path.write_text(GOOD)
+        with pytest.raises(ConfigError, match="a study is named by its file"):
+            library.load(str(path))
 
 
 def test_library_lists_and_names_the_nearest():

@@ -52,7 +52,7 @@ def test_a_dead_driver_of_this_machine_is_followed_at_once(engine):
     child = multiprocessing.get_context("spawn").Process(target=int)
     child.start()
     child.join()
-    set_holder(engine, pid=child.pid, started=0.0)
+    set_holder(engine, pid=child.pid, started="0")
     second = Lease(engine, study="s", seconds=60)
     with pytest.raises(LeaseLostError):
         first.check()

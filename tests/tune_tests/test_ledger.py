@@ -139,3 +139,31 @@ def test_a_ledger_that_cannot_be_opened_is_said(tmp_path):
         Ledger(f"sqlite:///{tmp_path / 'text.db'}")
     with pytest.raises(MmfaError, match="cannot be opened"):
         Ledger("postgresql://user:secret@127.0.0.1:1/none")
+
+
+@pytest.mark.parametrize("enqueued", [True, False])
+def test_a_kill_within_ask_keeps_the_point(stage, monkeypatch, enqueued):
+    """Optuna writes a trial's parameters one by one."""
+    space = {name: optuna.distributions.FloatDistribution(0.0, 2.0) for name in ("x", "y", "z")}
+    if enqueued:
+        stage.enqueue({"x": 0.1, "y": 1.0, "z": 1.0})
+    write, calls = type(stage.study._storage).set_trial_param, []
+
+    def killed(self, *arguments):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return write(self, *arguments)
+
+    monkeypatch.setattr(type(stage.study._storage), "set_trial_param", killed)
+    with pytest.raises(KeyboardInterrupt):
+        stage.ask(space)
+    (partial,) = stage.study.get_trials()
+    assert len(partial.params) == 1
+    stage.reap()
+    second = stage.ask(space)
+    assert second.params.items() >= partial.params.items()
+    if enqueued:
+        assert second.params == {"x": 0.1, "y": 1.0, "z": 1.0}
+    stage.reap()
+    assert stage.ask(space).params == second.params, "what one attempt trained, the next one trains"

@@ -10,6 +10,7 @@ from studies.library import load
 from studies.plan import grown, resolve
 from studies.spec import parse
 from tune import search
+from tune.interrupt import Stop
 from tune.ledger import Ledger
 from tune.trainable import ROW, Job
 
@@ -48,6 +49,11 @@ class Watcher:
         self.finished.append((name, state))
 
 
+class Stopped(Stop):
+    def end(self, reason):
+        self.reason = reason
+
+
 class Driver:
     """A driver's searcher on a ledger that outlives it."""
 
@@ -55,7 +61,7 @@ class Driver:
         ledger = Ledger(url)
         self.controls, self.search = ledger.open("s", stage="controls"), ledger.open("s", stage="search")
         search.prepare(plan, controls=self.controls, search=self.search)
-        self.watcher, self.stopped = Watcher(), []
+        self.watcher, self.stop = Watcher(), Stopped()
         self.searcher = search.StudySearcher(
             plan=plan,
             stages=(self.controls, self.search),
@@ -71,7 +77,7 @@ class Driver:
                 threads=1,
             ),
             observers=(self.watcher,),
-            stop=self.stopped.append,
+            stop=self.stop,
         )
         self.count = 0
 
@@ -179,9 +185,10 @@ def test_a_diverged_baseline_ends_the_study_and_another_trial_does_not(url, plan
     driver = Driver(url, grown(plan, trials=3), tmp_path)
     ids = [driver.suggest()[0] for _ in range(4)]
     driver.finish(ids[3], 0.0, outcome="diverged")
-    assert driver.stopped == []
+    assert driver.stop.reason == ""
     driver.finish(ids[2], 0.0, outcome="diverged")
-    assert len(driver.stopped) == 1 and driver.stopped[0] == "the baseline diverged: why"
+    assert driver.stop.reason == "the baseline diverged: why"
+    assert driver.suggest()[1] == ray.tune.search.Searcher.FINISHED, "nothing new is started"
     assert [item.state for item in driver.search.lineages()][:2] == ["diverged", "diverged"]
 
 

@@ -14,10 +14,19 @@ from pathlib import Path
 
 import filelock
 import numpy as np
+import PIL
 
 import mmfa
 from mmfa.data.pedestrians.camera import Camera, draw_camera, photograph
-from mmfa.data.pedestrians.domains import DOMAINS, NUM_CAMERAS, SIGHTING_PROBABILITY, VERSION, Population, generator
+from mmfa.data.pedestrians.domains import (
+    DOMAINS,
+    NUM_CAMERAS,
+    SEED,
+    SIGHTING_PROBABILITY,
+    VERSION,
+    Population,
+    generator,
+)
 from mmfa.data.pedestrians.person import Person, draw_person
 from mmfa.data.records import AttributeCodes, Progress, no_progress
 from mmfa.data.splits import held_out_pids
@@ -47,8 +56,9 @@ def ensure_rendered(
 ) -> Path:  # fmt: skip
     """Render an embedded domain into ``cache_dir/datasets`` unless that has been done, and return its folder.
 
-    The pictures depend on version, seed, name and population alone. A process killed in the middle leaves
-    only a folder ``*.tmp``, which the next one removes; of two at once the second waits for the first.
+    The pictures depend on version, seed, name, population and Pillow, which name the folder, and a few of them by one
+    grey level on whether numpy computes with AVX-512. A process killed in the middle leaves only a folder ``*.tmp``,
+    which the next one removes; of two at once the second waits for the first.
 
     Args:
         name: one of :data:`DOMAINS`.
@@ -58,33 +68,51 @@ def ensure_rendered(
         progress: called as pictures are written.
 
     Raises:
-        DataError: a picture cannot be written.
+        DataError: something cannot be written.
     """
     population = population or Population()
+    num_processes = num_processes or _num_cores()
     counts = f"{population.num_train}-{population.num_held_out}-{population.num_test}"
-    folder = cache_dir / "datasets" / f"{name}-v{VERSION}-{counts}"
-    if folder.exists():
-        return folder
+    folder = cache_dir / "datasets" / f"{name}-v{VERSION}-seed{SEED}-pillow{PIL.__version__}-{counts}"
+    try:
+        if not folder.exists():
+            _render_once(folder, name, population, num_processes=num_processes, progress=progress)
+    except OSError as error:
+        raise _cannot(folder, name, f"{type(error).__name__}: {error}") from error
+    return folder
+
+
+def _render_once(folder: Path, name: str, population: Population, *, num_processes: int, progress: Progress) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(folder.parent / ".lock"):
         if folder.exists():  # another process was faster
-            return folder
-        for leftover in folder.parent.glob("*.tmp"):  # only the holder of the lock has any
-            shutil.rmtree(leftover, ignore_errors=True)  # workers of a killed process may still be ending
+            return
+        _remove_leftovers(folder.parent)
         made = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
         try:
-            render(made, name, population, num_processes=num_processes or _num_cores(), progress=progress)
+            render(made, name, population, num_processes=num_processes, progress=progress)
             made.rename(folder)
         finally:
-            shutil.rmtree(made, ignore_errors=True)
-    return folder
+            _remove_leftovers(folder.parent)  # again: workers of a killed process may have written on for a while
+
+
+def _remove_leftovers(datasets: Path) -> None:
+    for leftover in datasets.glob("*.tmp"):  # only the holder of the lock has any
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _cannot(folder: Path, name: str, reason: str) -> DataError:
+    return DataError(
+        f"{name} could not be rendered into {folder} ({reason}); make room there or choose another --cache-dir."
+    )
 
 
 def render(folder: Path, name: str, population: Population, *, num_processes: int, progress: Progress) -> None:
     """Write pictures and ``market_attribute.mat`` into a new folder.
 
     Raises:
-        DataError: a picture cannot be written.
+        OSError: something cannot be written by this process.
+        DataError: something cannot be written by another that it started.
     """
     from mmfa.data.attributes import write_market_mat  # the workers, which import this module, do without scipy
 
@@ -184,7 +212,7 @@ def _in_processes(folder: Path, name: str, population: Population, num_processes
                 _, stderr = worker.communicate()
                 if worker.returncode:
                     reason = (stderr.strip().splitlines() or [f"exit code {worker.returncode}"])[-1]
-                    raise DataError(f"{name} could not be rendered into {folder} ({reason}); make room and run again.")
+                    raise _cannot(folder, name, reason)
         finally:
             for worker in workers:
                 worker.kill()

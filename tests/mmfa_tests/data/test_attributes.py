@@ -1,5 +1,7 @@
 """Attribute files and their encoding."""
 
+import re
+
 import numpy as np
 import pytest
 import scipy.io
@@ -127,11 +129,12 @@ def test_columns_of_other_lengths_are_an_error(mat):
         read_market_mat(mat)
 
 
-def test_an_index_that_is_no_identity_is_an_error(mat):
+@pytest.mark.parametrize("name", ["two", "6", "00006", "+006", " 006", "0_06", "٠٠٠٦", 6.0])
+def test_an_index_that_is_no_identity_is_an_error(mat, name):
     structs = raw_structs(mat)
-    structs["train"]["image_index"][0, 0] = "two"
+    structs["train"]["image_index"][0, 0] = name
     save_structs(mat, structs)
-    with pytest.raises(DataError, match="must name identities like '0002'"):
+    with pytest.raises(DataError, match=re.escape(f"must name identities like '0002', but {mat}, train has '{name}'")):
         read_market_mat(mat)
 
 

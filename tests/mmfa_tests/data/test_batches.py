@@ -1,5 +1,6 @@
 """Batches: orders, labels, augmentation and the prefetch thread."""
 
+import dataclasses
 import threading
 import time
 
@@ -350,3 +351,21 @@ def test_an_error_in_the_thread_reaches_the_consumer_after_the_items_before_it()
     with pytest.raises(DataError, match="broken"):
         next(ahead)
     assert not prefetch_threads()
+
+
+def without_annotation(store, pids):
+    attributes = store.domain.attributes
+    kept = ~np.isin(attributes.pids, pids)
+    fewer = dataclasses.replace(attributes, pids=attributes.pids[kept], codes=attributes.codes[kept])
+    return dataclasses.replace(store, domain=dataclasses.replace(store.domain, attributes=fewer))
+
+
+def test_only_identities_that_are_trained_need_annotation():
+    source = memory_store()
+    held_out = held_out_pids(source.domain.train_pids, num_ids=2)
+    batches = batches_of(source=without_annotation(source, held_out))
+    assert len(next(iter(batches.epoch(0))).mask_BM) == 8
+    with pytest.raises(DataError, match=f"identity {batches.train_pids[3]} is not in the attribute table"):
+        batches_of(source=without_annotation(source, batches.train_pids[3:4]))
+    target = memory_store(num_ids=5, first_pid=100)
+    batches_of(target=without_annotation(target, target.domain.train_pids))

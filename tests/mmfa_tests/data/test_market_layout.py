@@ -167,10 +167,21 @@ def test_a_missing_attribute_file_says_where_it_was_looked_for(tmp_path):
         assert str(folder) in str(caught.value)
 
 
-def test_an_identity_without_annotation_is_an_error(tmp_path):
-    write_market(tmp_path, pids=(1, 2))
-    with pytest.raises(DataError, match="does not have identity 7"):
-        load_market(tmp_path)
+def test_a_target_needs_no_attribute_file(tmp_path):
+    root = write_market(tmp_path)
+    with_file = load_market(tmp_path, attributes_required=False)
+    assert with_file.domain.attributes is not None
+    (root / "market_attribute.mat").unlink()
+    target = catalog.load("market1501", data_root=tmp_path, cache_dir=tmp_path, attributes_required=False)
+    assert target.domain.attributes is None and target.attribute_file is None
+    assert target.domain.paths == with_file.domain.paths
+    with pytest.raises(DataError, match="A source needs its attribute annotations"):
+        catalog.load("market1501", data_root=tmp_path, cache_dir=tmp_path)
+
+
+def test_identities_that_are_not_trained_need_no_annotation(tmp_path):
+    write_market(tmp_path, pids=(2, 7))
+    assert load_market(tmp_path).domain.attributes.pids.tolist() == [2, 7]
 
 
 def test_nothing_is_written_into_the_data_root(tmp_path):

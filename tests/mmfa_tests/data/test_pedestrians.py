@@ -1,5 +1,6 @@
 """The rendered domains."""
 
+import hashlib
 import signal
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import threading
 import time
 
 import numpy as np
+import PIL
 import pytest
 from PIL import Image
 
@@ -14,9 +16,9 @@ from mmfa.data import catalog
 from mmfa.data.attributes import LOWER_COLOURS, MARKET_FIELDS, UPPER_COLOURS, read_market_mat
 from mmfa.data.market_layout import read_layout
 from mmfa.data.pedestrians.camera import draw_camera, photograph
-from mmfa.data.pedestrians.domains import DOMAINS, FAR, SOURCE, TARGET_GAPS, Population, blend, generator
+from mmfa.data.pedestrians.domains import DOMAINS, FAR, SEED, SOURCE, TARGET_GAPS, VERSION, Population, blend, generator
 from mmfa.data.pedestrians.person import LOWER_RGB, UPPER_RGB, draw_person
-from mmfa.data.pedestrians.render import attribute_codes, ensure_rendered, plan
+from mmfa.data.pedestrians.render import _PICTURE, _camera, _person, attribute_codes, ensure_rendered, plan
 from mmfa.data.records import no_progress
 from mmfa.data.splits import held_out_pids
 from mmfa.errors import DataError
@@ -197,7 +199,8 @@ def test_two_processes_at_once_render_once(tmp_path):
     assert sorted(process.communicate()[0].strip() for process in both) == ["False", "True"]
 
 
-def test_a_picture_that_cannot_be_written_is_an_error(tmp_path):
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_a_picture_that_cannot_be_written_is_an_error(tmp_path, num_processes):
     def vanish(what, done, total):
         for folder in (tmp_path / "datasets").glob("*.tmp/bounding_box_train"):
             folder.rename(folder.with_name("moved"))
@@ -207,10 +210,50 @@ def test_a_picture_that_cannot_be_written_is_an_error(tmp_path):
             "embedded-source",
             cache_dir=tmp_path,
             population=Population(num_train=120, num_held_out=2, num_test=2),
-            num_processes=2,
+            num_processes=num_processes,
             progress=vanish,
         )
     assert [path.name for path in (tmp_path / "datasets").iterdir()] == [".lock"]
+
+
+def test_a_cache_that_is_no_folder_is_an_error(tmp_path):
+    (tmp_path / "datasets").write_text("a file")
+    with pytest.raises(DataError, match="embedded-source could not be rendered into .*--cache-dir"):
+        ensure_rendered("embedded-source", cache_dir=tmp_path, population=TINY, num_processes=1)
+
+
+def test_the_folder_is_named_after_what_decides_its_pictures(tmp_path):
+    folder = ensure_rendered("embedded-source", cache_dir=tmp_path, population=TINY, num_processes=1)
+    assert folder.name == f"embedded-source-v{VERSION}-seed{SEED}-pillow{PIL.__version__}-8-2-2"
+
+
+PINNED_WITH = ("2.4.6", "13.0.0")
+"""numpy and Pillow."""
+PINNED = {
+    2: {
+        "ae4c0a0d44ed9966a4cb4188ab1245116f21f21d470d27631ad1060f1ef0ed69",  # with AVX-512
+        "83fb309c75d2ab32d24641eca649bf4f542e2e0ced660db0db101d569b664b8a",  # without: one pixel, by one grey level
+    }
+}
+"""SHA-256 of some pictures and labels by VERSION: whoever changes one raises VERSION, or old renderings are reused."""
+
+
+@pytest.mark.skipif(
+    (np.__version__, PIL.__version__) != PINNED_WITH,
+    reason=f"the pictures are pinned with numpy {PINNED_WITH[0]} and Pillow {PINNED_WITH[1]} only",
+)
+def test_no_pixel_and_no_label_changes_without_another_version():
+    digest = hashlib.sha256()
+    for name in sorted(DOMAINS):
+        for shot in plan(name, TINY)[::9]:
+            digest.update(shot.path.encode())
+            key = (_PICTURE, shot.pid, shot.camid, shot.take)
+            picture = photograph(
+                generator(DOMAINS[name].stream, *key), _camera(name, shot.camid), _person(name, shot.pid)
+            )
+            digest.update(np.asarray(picture).tobytes())
+        digest.update(attribute_codes(name, TINY).codes.tobytes())
+    assert digest.hexdigest() in PINNED[VERSION]
 
 
 def test_the_catalogue_renders_on_first_use(tmp_path, monkeypatch):

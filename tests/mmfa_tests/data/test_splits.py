@@ -1,5 +1,6 @@
 """Held-out identities."""
 
+import dataclasses
 import logging
 
 import numpy as np
@@ -79,9 +80,22 @@ def test_queries_without_a_positive_are_counted(caplog):
     with caplog.at_level(logging.WARNING):
         small_domain(dict.fromkeys(range(1, 11), (0, 1)), images=2).with_held_out(2)
     assert not caplog.records
+    domain = small_domain(dict.fromkeys(range(1, 11), (0, 1)), images=2)
+    chosen = int(held_out_pids(np.arange(1, 11), num_ids=2)[0])
+    kept = [f"{chosen:04d}_c2s1_000001" not in path for path in domain.paths]
+    fewer = dataclasses.replace(
+        domain,
+        paths=tuple(path for path, is_kept in zip(domain.paths, kept, strict=True) if is_kept),
+        **{column: getattr(domain, column)[kept] for column in ("pids", "camids", "splits")},
+    )
     with caplog.at_level(logging.WARNING):
+        fewer.with_held_out(2)
+    assert "1 of 4 held-out queries" in caplog.text
+
+
+def test_no_query_with_a_positive_is_an_error():
+    with pytest.raises(DataError, match=r"another camera, but none of the 4 of small has one; set data\.num_val_ids=0"):
         small_domain(dict.fromkeys(range(1, 11), (0, 1)), images=1).with_held_out(2)
-    assert "4 of 4 held-out queries" in caplog.text
 
 
 def test_rows_of_splits_ascend():

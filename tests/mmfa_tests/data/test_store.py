@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pickle
+import resource
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from PIL import Image
 
 from mmfa.data.attributes import MARKET_FIELDS
 from mmfa.data.records import AttributeCodes, Dataset, Domain
-from mmfa.data.store import FORMAT, build, open_store
+from mmfa.data.store import FORMAT, _allocate, build, open_store
 from mmfa.errors import DataError
 
 
@@ -102,6 +103,46 @@ def test_a_second_build_reads_no_image(tmp_path):
         == path
     )
     assert not steps
+
+
+@pytest.mark.parametrize("version", ["PIL.__version__", "torch.__version__"])
+def test_another_decoder_builds_again(tmp_path, monkeypatch, version):
+    dataset = write_images(tmp_path / "data")
+    path = build(dataset, cache_dir=tmp_path / "cache", height=128, width=64)
+    monkeypatch.setattr(version, "0.0.1")
+    assert build(dataset, cache_dir=tmp_path / "cache", height=128, width=64) != path
+
+
+@pytest.fixture
+def little_room():
+    """Let no file grow beyond 1 MB."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.usefixtures("little_room")
+def test_no_room_for_the_store_is_an_error(tmp_path):
+    dataset = write_images(tmp_path / "data", num=200)
+    with pytest.raises(DataError, match=r"small-128x64-\w+\.arrow must be written .* make room there or .*--cache-dir"):
+        build(dataset, cache_dir=tmp_path / "cache", height=128, width=64)
+    assert [path.name for path in (tmp_path / "cache" / "stores").iterdir()] == [".lock"]
+
+
+def test_a_cache_that_is_no_folder_is_an_error(tmp_path):
+    dataset = write_images(tmp_path / "data")
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(DataError, match="must be written"):
+        build(dataset, cache_dir=tmp_path / "cache", height=128, width=64)
+
+
+def test_the_room_for_the_pixels_is_taken_at_once(tmp_path):
+    """Writing into a mapped file on a full disk ends the process with SIGBUS."""
+    pixels = _allocate(tmp_path / "pixels", (100, 64, 32, 3))
+    taken = (tmp_path / "pixels").stat()
+    assert taken.st_size == pixels.nbytes == 100 * 64 * 32 * 3
+    assert taken.st_blocks * 512 >= taken.st_size
 
 
 def test_progress_reaches_the_total(tmp_path):

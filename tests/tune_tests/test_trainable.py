@@ -1,0 +1,116 @@
+"""One lineage without Ray: resumed, fenced, never trained twice, damaged records set aside."""
+
+import json
+import math
+
+import pytest
+
+from mmfa.config import profile
+from mmfa.data import catalog
+from mmfa.data.store import build
+from tune.lease import Fence
+from tune.trainable import EXPORT, JOURNAL, RESULT, Job, train
+
+SHORT = {"optim.num_epochs": 3, "optim.warmup_epochs": 1, "data.source_batch": 256, "data.target_batch": 64}
+
+
+@pytest.fixture(scope="module")
+def stores(embedded_cache):
+    found = []
+    for name in ("embedded-source", "embedded-target"):
+        dataset = catalog.load(name, data_root=None, cache_dir=embedded_cache)
+        found.append(str(build(dataset, cache_dir=embedded_cache, height=64, width=32)))
+    return found
+
+
+@pytest.fixture
+def job(tmp_path, stores):
+    def make(*, attempt=1, counter=1, **overrides):
+        Fence(tmp_path / "fence", counter).put_up()
+        return Job(
+            name="search/0000",
+            config=profile("embedded").with_overrides({**SHORT, **overrides}).to_json(),
+            source_store=stores[0],
+            target_store=stores[1],
+            folder=str(tmp_path / "lineage"),
+            attempt=attempt,
+            fence_folder=str(tmp_path / "fence"),
+            fence_counter=counter,
+            threads=1,
+        )
+
+    return make
+
+
+def kinds(rows):
+    return [f"epoch {row['epoch']['epoch']}" if "epoch" in row else next(iter(row)) for row in rows]
+
+
+def journal(folder):
+    return [json.loads(line)["epoch"] for line in (folder / JOURNAL).read_text().splitlines()]
+
+
+def values(rows):
+    timing = ("train/seconds", "train/images_per_second")
+    return [{k: v for k, v in row["epoch"]["metrics"].items() if k not in timing} for row in rows if "epoch" in row]
+
+
+def test_a_lineage_taken_up_twice_is_the_one_never_stopped(job, tmp_path):
+    folder = tmp_path / "lineage"
+    whole = list(train(job()))
+    assert kinds(whole) == ["epoch 1", "epoch 2", "epoch 3", "result"]
+    assert not list(folder.glob("attempt-*")) and (folder / EXPORT).is_dir()
+    folder.rename(tmp_path / "whole")
+    for attempt in (1, 2):  # each attempt dies after one more epoch
+        rows = train(job(attempt=attempt, counter=attempt))
+        assert kinds([next(rows) for _ in range(attempt)]) == [f"epoch {n}" for n in range(1, attempt + 1)]
+        rows.close()
+    again = list(train(job(attempt=3, counter=3)))
+    assert kinds(again) == kinds(whole) and values(again) == values(whole)
+    assert again[-1]["result"]["metrics"]["target/mAP"] == whole[-1]["result"]["metrics"]["target/mAP"]
+    assert journal(folder) == [1, 2, 3]
+
+
+def test_a_finished_lineage_is_told_again_and_not_trained(job, tmp_path):
+    first = list(train(job()))
+    assert list(train(job(attempt=2, counter=2))) == first
+    assert journal(tmp_path / "lineage") == [1, 2, 3]
+
+
+def test_a_worker_of_a_dead_driver_commits_nothing(job, tmp_path):
+    rows = train(job())
+    next(rows)
+    before = sorted(path.name for path in (tmp_path / "lineage").rglob("*"))
+    Fence(tmp_path / "fence", 2).put_up()
+    (last,) = list(rows)
+    assert "another driver has taken over" in last["failed"]
+    assert sorted(path.name for path in (tmp_path / "lineage").rglob("*")) == before
+
+
+def test_a_damaged_result_is_set_aside_and_told(job, tmp_path):
+    whole = list(train(job()))
+    (tmp_path / "lineage" / RESULT).write_text('{"name": "sea')
+    again = list(train(job(attempt=2, counter=2)))
+    assert values(again) == values(whole)
+    (note,) = again[-1]["result"]["notes"]
+    assert "cannot be read" in note and "result.json.corrupt" in note
+
+
+def test_the_result_of_another_trial_is_refused(job):
+    list(train(job()))
+    (row,) = list(train(job(**{"loss.lambda_attr": 3.0})))
+    assert "is of another trial of that name; give another --storage" in row["failed"]
+
+
+@pytest.mark.parametrize("rate", [1e30, 10.0])
+def test_divergence_is_a_result(job, tmp_path, rate):
+    """Seen in the losses, or only where the features of the validation split are computed."""
+    given = {"optim.learning_rate": rate, "optim.clip_norm": None, "optim.average_decay": None}
+    *_, last = train(job(**given))
+    record = last["result"]
+    if rate == 10.0 and record["outcome"] == "complete":
+        assert all(math.isfinite(value) for value in record["metrics"].values())
+        return
+    assert record["outcome"] == "diverged" and "epoch 1" in record["reason"]
+    assert list(train(job(attempt=2, counter=2, **given)))[-1]["result"] == record
+    assert not (tmp_path / "lineage" / EXPORT).exists()
