@@ -9,7 +9,7 @@ BIN := .venv/bin
 .PHONY: study test test-all lint ui setup clean
 
 study: .venv/.installed ## run a study (STUDY=lambdas) on the embedded pair; run again to continue
-	$(BIN)/python tune/run_study.py --study $(STUDY) --out $(OUT)
+	@$(BIN)/python tune/run_study.py --study $(STUDY) --out $(OUT)
 
 test: .venv/.tested lint ## everything but the nightly tests
 	$(BIN)/python -m pytest -m "not nightly"
@@ -23,19 +23,20 @@ lint: .venv/.tested
 	$(BIN)/mypy
 
 ui: .venv/.installed ## open MLflow on what is there
-	$(BIN)/mlflow ui --backend-store-uri sqlite:///$(abspath $(OUT))/mlflow.db --host 127.0.0.1 --port $(PORT)
+	@$(BIN)/mlflow ui --backend-store-uri sqlite:///$(abspath $(OUT))/mlflow.db --host 127.0.0.1 --port $(PORT)
 
 setup: .venv/.installed
 
 .venv/.installed: pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e .
-	touch $@
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo 'installing into .venv (once; about 6.4 GB) …'
+	@$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e .
+	@touch $@
 
 .venv/.tested: .venv/.installed
-	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[test]'
-	touch $@
+	@$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[test]'
+	@touch $@
 
 clean:
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache

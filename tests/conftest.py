@@ -1,11 +1,11 @@
 """What all tests share."""
 
 import os
-import shutil
 from pathlib import Path
 
 import pytest
 
+from mmfa.data import catalog
 from tune import environment
 
 environment.settle()
@@ -13,13 +13,6 @@ environment.settle()
 
 @pytest.fixture(scope="session")
 def embedded_cache():
-    """The rendered pair, kept among test runs in a cache of its own (rendering takes half a minute)."""
+    """The rendered pair, kept among test runs: $MMFA_TEST_CACHE, or the cache folder that the command itself uses."""
     chosen = os.environ.get("MMFA_TEST_CACHE")
-    return Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "mmfa"
-
-
-def pytest_runtest_setup(item):
-    for marker, program in (("browser", "chromedriver"),):
-        if item.get_closest_marker(marker) and shutil.which(program) is None:
-            sentence = f"{program} is not installed (Debian: apt-get install chromium chromium-driver)"
-            pytest.fail(sentence) if os.environ.get("CI") else pytest.skip(sentence)
+    return Path(chosen) if chosen else catalog.default_cache_dir()

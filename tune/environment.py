@@ -18,7 +18,17 @@ SETTINGS = {
 }
 
 
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
 def settle() -> None:
-    """Set what the user has not set; call it before anything imports Ray or MLflow."""
+    """Set what the user has not set; call it before anything imports Ray or MLflow.
+
+    A server on this machine is never reached through a proxy, wherever ``HTTP_PROXY`` points.
+    """
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
+    exempt = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    if exempt != "*":
+        hosts = [host.strip() for host in exempt.split(",") if host.strip()]
+        os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(dict.fromkeys([*hosts, *LOOPBACK]))

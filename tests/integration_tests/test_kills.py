@@ -81,12 +81,13 @@ def test_second_driver_is_refused_and_a_thawed_one_changes_nothing(driver, tmp_p
     frozen.process.send_signal(signal.SIGSTOP)
     time.sleep(4)
     driver.start()
+    log = driver.out.parent / "log.txt"
+    driver.wait_for(lambda: "taken over" in log.read_text())  # until then it is the frozen one's workers that train
     target = len(driver.epochs()) + 2
     driver.wait_for(lambda: len(driver.epochs()) >= target)
     frozen.process.send_signal(signal.SIGCONT)  # while the new driver is at work
     assert frozen.process.wait(90) == 1
-    assert driver.process.wait(300) == 0, (driver.out.parent / "log.txt").read_text()
-    assert "taken over" in (driver.out.parent / "log.txt").read_text()
+    assert driver.process.wait(300) == 0, log.read_text()
     check_exactly_once(driver, trials=TRIALS, epochs=EPOCHS)
 
 

@@ -1,7 +1,6 @@
 """One lineage without Ray: resumed, fenced, never trained twice, damaged records set aside."""
 
 import json
-import math
 
 import pytest
 
@@ -73,7 +72,7 @@ def test_a_lineage_taken_up_twice_is_the_one_never_stopped(job, tmp_path):
 
 def test_a_finished_lineage_is_told_again_and_not_trained(job, tmp_path):
     first = list(train(job()))
-    assert list(train(job(attempt=2, counter=2))) == first
+    assert list(train(job(attempt=2, counter=2))) == json.loads(json.dumps(first))
     assert journal(tmp_path / "lineage") == [1, 2, 3]
 
 
@@ -102,15 +101,10 @@ def test_the_result_of_another_trial_is_refused(job):
     assert "is of another trial of that name; give another --storage" in row["failed"]
 
 
-@pytest.mark.parametrize("rate", [1e30, 10.0])
-def test_divergence_is_a_result(job, tmp_path, rate):
-    """Seen in the losses, or only where the features of the validation split are computed."""
-    given = {"optim.learning_rate": rate, "optim.clip_norm": None, "optim.average_decay": None}
+def test_divergence_is_a_result(job, tmp_path):
+    given = {"optim.learning_rate": 1e30, "optim.clip_norm": None, "optim.average_decay": None}
     *_, last = train(job(**given))
     record = last["result"]
-    if rate == 10.0 and record["outcome"] == "complete":
-        assert all(math.isfinite(value) for value in record["metrics"].values())
-        return
-    assert record["outcome"] == "diverged" and "epoch 1" in record["reason"]
-    assert list(train(job(attempt=2, counter=2, **given)))[-1]["result"] == record
+    assert record["outcome"] == "diverged" and record["reason"].startswith("epoch 1, ")
+    assert list(train(job(attempt=2, counter=2, **given)))[-1]["result"] == json.loads(json.dumps(record))
     assert not (tmp_path / "lineage" / EXPORT).exists()
