@@ -141,6 +141,35 @@ def test_a_driver_without_its_lease_writes_nothing(tmp_path):
     assert number == 1 and found[""].info.status == "RUNNING"
 
 
+def test_of_two_runs_of_one_trial_the_older_one_stays(tmp_path):
+    """A server that wrote a run and lost the answer is asked again, and writes another."""
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    writer = recorder(uri, tmp_path)
+    play(writer, 0)
+    assert writer.close()
+    (first, _) = runs(uri)
+    kept = first["search/0000"]
+    MlflowClient(uri).create_run(kept.info.experiment_id, tags=dict(kept.data.tags))
+    assert runs(uri)[1] == 3
+    again = recorder(uri, tmp_path)
+    assert again.run_of("search/0000") == kept.info.run_id
+    assert again.close() and runs(uri)[1] == 2
+
+
+def test_what_mlflow_refuses_for_good_is_told_and_passed_over(tmp_path):
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    writer = recorder(uri, tmp_path)
+    item, odd = lineage(0), record(0)
+    odd["history"][0]["metrics"]["a?b"] = 0.5
+    writer.trial_started(item, CONFIG)
+    for report in odd["history"]:
+        writer.trial_epoch(item.name, report)
+    play(writer, 1)
+    assert writer.flush(seconds=60) and writer.close()
+    assert len(writer.refused) == 1 and "a?b" in writer.refused[0]
+    assert runs(uri)[0]["search/0001"].info.status == "FINISHED"
+
+
 @pytest.mark.slow
 def test_an_outage_of_the_server_loses_nothing(tmp_path):
     with socket.socket() as free:
