@@ -29,7 +29,7 @@ def test_driver_killed_at_random_moments(driver):
     driver.start()
     time.sleep(moments.uniform(0, 15))  # while it checks, asks, or starts Ray
     driver.kill()
-    for kind in ("driver", "driver", "worker", "driver", "interrupt"):
+    for kind in ("driver", "worker", "driver", "interrupt"):
         target = len(driver.epochs()) + moments.randint(1, 3)
         driver.start()
         driver.wait_for(lambda target=target: len(driver.epochs()) >= target)
@@ -82,12 +82,13 @@ def test_second_driver_is_refused_and_a_thawed_one_changes_nothing(driver, tmp_p
     time.sleep(4)
     driver.start()
     log = driver.out.parent / "log.txt"
-    driver.wait_for(lambda: "taken over" in log.read_text())  # until then it is the frozen one's workers that train
+    driver.wait_for(lambda: log.read_text().count(" to go.") == 2)  # until then the frozen one's workers train
     target = len(driver.epochs()) + 2
     driver.wait_for(lambda: len(driver.epochs()) >= target)
     frozen.process.send_signal(signal.SIGCONT)  # while the new driver is at work
     assert frozen.process.wait(90) == 1
     assert driver.process.wait(300) == 0, log.read_text()
+    assert "taken over" in log.read_text()
     check_exactly_once(driver, trials=TRIALS, epochs=EPOCHS)
 
 
