@@ -4,50 +4,137 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from mmfa.config import TrialConfig, canonical_json, profile
 from mmfa.errors import ConfigError
-from studies.spec import Choices, Range, Scalar, Study
+from studies.spec import CONTROLS, Choices, Range, Scalar, Study
 
-CONTROLS: dict[str, dict[str, Any]] = {
-    "source_only": {"loss.lambda_aal": 0.0, "loss.lambda_mdal": 0.0, "data.use_target": False},
-    "target_bn": {"loss.lambda_aal": 0.0, "loss.lambda_mdal": 0.0},
-}
-"""Runs without alignment that every study is compared with; ``target_bn`` lets BatchNorm see target images."""
+SEARCH = "search"
+"""Name of the one arm of a search that declares none."""
+SPLIT_SETS = {"viper": 10, "prid2011": 10}
+"""Targets that are judged as a mean over splits, and how many: a comparison trains one model on each."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One of the settings that are compared, or searched with equal budgets."""
+
+    name: str
+    """Also the name of its stage in the ledger."""
+    title: str
+    config: TrialConfig
+    """What its points vary: its own baseline."""
+    row: str
+    """The arm without its pair: the key of the published numbers."""
+
+    @property
+    def pair(self) -> str:
+        """``market1501 to dukemtmc-reid``."""
+        return f"{self.config.data.source} to {self.config.data.target}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a study will run: the baseline's config and the space around it."""
+    """What a study will run: the baseline's config, the arms, and the space around them."""
 
     study: Study
     profile: str
     baseline: TrialConfig
+    arms: tuple[Arm, ...]
     trials: int
+    """Trials of each arm: points of a search, seeds of a comparison."""
+
+    @property
+    def controls(self) -> tuple[str, ...]:
+        """The controls that run on their own; in a comparison they are arms, with as many seeds."""
+        return () if self.study.is_comparison else tuple(CONTROLS)
+
+    @property
+    def metric(self) -> str:
+        """What the ledger keeps as a trial's value: the objective, or in a comparison without held-out identities
+        the official target mAP, which then selects nothing."""
+        return "target/mAP" if self.baseline.data.num_val_ids == 0 else self.study.objective.metric
+
+    @property
+    def labels(self) -> str:
+        """Which labels chose among trials: ``none`` where nothing is chosen."""
+        return "none" if self.study.is_comparison else "target_val"
+
+    @property
+    def num_trials(self) -> int:
+        """Trials of all arms."""
+        return sum(self.num_trials_of(arm) for arm in self.arms)
+
+    @property
+    def num_trainings(self) -> int:
+        """Trials and controls."""
+        return self.num_trials + len(self.controls)
+
+    @property
+    def shown(self) -> list[str]:
+        """The fields that tell trials apart in a table."""
+        if not self.study.is_comparison:
+            return list(self.study.space)
+        splits = any(arm.config.data.target in SPLIT_SETS for arm in self.arms)
+        return ["run.seed", *(["data.split"] if splits else [])]
+
+    def arm(self, name: str) -> Arm:
+        """Return an arm by its name."""
+        return next(arm for arm in self.arms if arm.name == name)
+
+    def num_trials_of(self, arm: Arm) -> int:
+        """Return how many trials an arm has."""
+        return len(self.points(arm)) if self.study.is_comparison else self.trials
+
+    def points(self, arm: Arm) -> list[dict[str, Scalar]]:
+        """Return what a comparison varies within an arm: the seed, or the split of a dataset that has several."""
+        seed = self.baseline.run.seed
+        if (splits := SPLIT_SETS.get(arm.config.data.target)) is not None:
+            return [{"run.seed": seed, "data.split": split} for split in range(splits)]
+        return [{"run.seed": seed + index} for index in range(self.trials)]
 
     def control(self, name: str) -> TrialConfig:
         """Return the config of a control: the baseline without alignment."""
         return self.baseline.with_overrides(CONTROLS[name])
 
-    def baseline_params(self) -> dict[str, Scalar]:
-        """Return the baseline as a point of the space."""
-        flat = self.baseline.flatten()
+    def active(self, labels: Mapping[str, Scalar]) -> list[str]:
+        """Return the dimensions that are searched where others have the given labels."""
+        space = self.study.space
+        return [
+            name
+            for name, dimension in space.items()
+            if all(labels.get(other) == label for other, label in dimension.when.items())
+        ]
+
+    def baseline_params(self, arm: Arm | None = None) -> dict[str, Scalar]:
+        """Return an arm's baseline (without one: the study's) as a point of the space."""
+        flat = (arm.config if arm else self.baseline).flatten()
         point: dict[str, Scalar] = {}
         for name, dimension in self.study.space.items():
             label = dimension.label(flat[name]) if isinstance(dimension, Choices) else flat[name]
             point[name] = label if label is not None else flat[name]
-        return point
+        return {name: point[name] for name in self.active(point)}
 
-    def decode(self, params: Mapping[str, Scalar]) -> TrialConfig:
-        """Return the config of a point of the space."""
+    def decode(self, params: Mapping[str, Scalar], arm: Arm | None = None) -> TrialConfig:
+        """Return the config of a point of an arm."""
         values = {}
         for name, label in params.items():
-            dimension = self.study.space[name]
+            dimension = self.study.space.get(name)
             values[name] = dimension.value(label) if isinstance(dimension, Choices) else label
-        return self.baseline.with_overrides(values)
+        return (arm.config if arm else self.baseline).with_overrides(values)
+
+    def configs(self) -> list[TrialConfig]:
+        """Return the arms' configs."""
+        return [arm.config for arm in self.arms]
+
+    def datasets(self) -> list[str]:
+        """Return the names of all datasets, sources first."""
+        sources = [config.data.source for config in self.configs()]
+        return list(dict.fromkeys([*sources, *(config.data.target for config in self.configs())]))
 
     def differences(self) -> dict[str, tuple[Any, Any]]:
         """Return ``{field: (paper, here)}`` for every field in which the baseline differs from the paper."""
@@ -61,6 +148,7 @@ class Plan:
             "objective": self.study.objective.metric,
             "start_up": self.study.start_up,
             "space": {name: dimension.model_dump() for name, dimension in self.study.space.items()},
+            "arms": {arm.name: arm.config.flatten() for arm in self.arms},
             "profile": self.profile,
             "baseline": self.baseline.flatten(),
             "fingerprints": dict(fingerprints),
@@ -88,18 +176,19 @@ def resolve(
         study: The study.
         profile_name: A profile of ``mmfa.config``.
         overrides: Dotted fields that replace the profile's and the study's [fixed].
-        source: Catalogue name that replaces the profile's.
+        source: Catalogue name that replaces the profile's and the study's pairs.
         target: Likewise.
-        seed: Seed of every trial of the search.
-        trials: Number of trials that replaces the study's.
+        seed: Seed of every trial of a search, first seed of a comparison.
+        trials: Number of trials of each arm that replaces the study's.
 
     Raises:
-        ConfigError: a name or value that does not hold, an override of what is searched, or a baseline
+        ConfigError: a name or value that does not hold, an override of what is searched or compared, or a baseline
             outside the space.
     """
-    searched = sorted(set(overrides) & set(study.space))
+    searched = sorted(set(overrides) & {*study.space, *(name for arm in study.arms.values() for name in arm.set)})
     if searched:
-        raise ConfigError(f"--set {searched[0]} would fix what {study.origin} searches; take it out of [space] first.")
+        verb = "searches" if searched[0] in study.space else "compares"
+        raise ConfigError(f"--set {searched[0]} would fix what {study.origin} {verb}; take it out there first.")
     names = {"data.source": source, "data.target": target, "run.seed": seed}
     for name, option in (("data.source", "--source"), ("data.target", "--target"), ("run.seed", "--seed")):
         if name in overrides or name in study.fixed:
@@ -116,24 +205,48 @@ def resolve(
     except ConfigError as error:
         raise ConfigError(f"--set: {error}") from None
     base = base.with_overrides({name: value for name, value in names.items() if value is not None})
-    plan = Plan(study=study, profile=profile_name, baseline=base, trials=trials or study.trials)
+    pairs = study.pairs.get(profile_name, []) if source is None and target is None else []
+    arms = _arms(study, base, [(pair[0], pair[1]) for pair in pairs] or [(base.data.source, base.data.target)])
+    plan = Plan(study=study, profile=profile_name, baseline=base, arms=arms, trials=trials or study.trials)
     _check_baseline(plan)
     return plan
 
 
+def _arms(study: Study, base: TrialConfig, pairs: list[tuple[str, str]]) -> tuple[Arm, ...]:
+    """Return pairs × (declared arms and, in a comparison, controls)."""
+    settings = {name: (arm.title or name, arm.set) for name, arm in study.arms.items()}
+    if study.is_comparison:
+        settings = settings or {"mmfa": ("MMFA", {})}
+        settings |= {name: (f"{name} (control)", overrides) for name, overrides in CONTROLS.items()}
+    settings = settings or {SEARCH: ("", {})}
+    arms = []
+    for source, target in pairs:
+        prefix = "" if len(pairs) == 1 else re.sub(r"[^\w.-]+", "_", f"{source}-to-{target}") + "."
+        for name, (title, overrides) in settings.items():
+            try:
+                config = base.with_overrides({"data.source": source, "data.target": target, **overrides})
+            except ConfigError as error:
+                raise ConfigError(f"{study.origin}: [arms.{name}] {error}") from None
+            arms.append(Arm(name=prefix + name, title=title, config=config, row=name))
+    return tuple(arms)
+
+
 def _check_baseline(plan: Plan) -> None:
-    """The paper's defaults are trial 0, so they must be a point of the space; and ``target_val`` must exist."""
-    flat = plan.baseline.flatten()
-    for name, dimension in plan.study.space.items():
-        value = flat[name]
-        inside = (
-            dimension.low <= value <= dimension.high
-            if isinstance(dimension, Range)
-            else dimension.label(value) is not None
-        )
-        if not inside:
-            raise ConfigError(f"{plan.study.origin}: [space] {name!r} must contain the baseline, {value!r}; widen it.")
-    if plan.baseline.data.num_val_ids == 0:
+    """Every arm's baseline is its trial 0, so it must be a point of the space; and the objective must exist."""
+    for arm in plan.arms:
+        flat = arm.config.flatten()
+        for name, dimension in plan.study.space.items():
+            value = flat[name]
+            inside = (
+                dimension.low <= value <= dimension.high
+                if isinstance(dimension, Range)
+                else dimension.label(value) is not None
+            )
+            if not inside:
+                raise ConfigError(
+                    f"{plan.study.origin}: [space] {name!r} must contain the baseline, {value!r}; widen it."
+                )
+    if plan.baseline.data.num_val_ids == 0 and not plan.study.is_comparison:
         raise ConfigError("data.num_val_ids=0 leaves no target_val, the objective of this study; set it to 1 or more.")
 
 

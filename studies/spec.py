@@ -9,10 +9,16 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 
-from mmfa.config import TrialConfig, coerce, field_names, field_type
+from mmfa.config import PROFILES, TrialConfig, coerce, field_names, field_type
 from mmfa.errors import ConfigError, did_you_mean
 
 Scalar = bool | int | float | str
+
+CONTROLS: dict[str, dict[str, Any]] = {
+    "source_only": {"loss.lambda_aal": 0.0, "loss.lambda_mdal": 0.0, "data.use_target": False},
+    "target_bn": {"loss.lambda_aal": 0.0, "loss.lambda_mdal": 0.0},
+}
+"""Runs without alignment that every study is compared with; ``target_bn`` lets BatchNorm see target images."""
 
 
 class _Strict(pydantic.BaseModel):
@@ -25,6 +31,8 @@ class Range(_Strict):
     low: int | float
     high: int | float
     log: bool = False
+    when: dict[str, Scalar] = {}
+    """Labels that other dimensions must have for this one to be searched; elsewhere it keeps the baseline's value."""
 
     @pydantic.model_validator(mode="after")
     def _ordered(self) -> Range:
@@ -39,6 +47,8 @@ class Choices(_Strict):
     """A closed set: scalars, or labels that stand for values (``{paper = [1, 5, 10]}``)."""
 
     choices: dict[str, Any] | list[Scalar]
+    when: dict[str, Scalar] = {}
+    """As in :class:`Range`."""
 
     @pydantic.model_validator(mode="after")
     def _enough(self) -> Choices:
@@ -86,19 +96,44 @@ class Measured(_Strict):
     date: str
 
 
+class ArmSpec(_Strict):
+    """One setting among those that a study compares."""
+
+    title: str = ""
+    set: dict[str, Any] = {}
+
+
+Pair = Annotated[list[str], pydantic.Field(min_length=2, max_length=2)]
+Percents = dict[Literal["mAP", "rank1", "rank5", "rank10"], float]
+
+
 class Study(_Strict):
-    """One study file."""
+    """One study file.
+
+    With a ``space`` it is a search; without one it is a comparison: every arm is trained ``trials`` times, with as many
+    seeds, and nothing is selected. A search may have arms too: each is then searched on its own, with equal budgets.
+    """
 
     question: str = pydantic.Field(min_length=1)
     trials: int = pydantic.Field(ge=1)
     start_up: int = pydantic.Field(default=5, ge=0)
     objective: Objective = Objective()
+    pairs: dict[str, list[Pair]] = {}
+    """Source and target by profile, where it is more than one pair."""
     fixed: dict[str, Any] = {}
-    space: dict[str, Dimension] = pydantic.Field(min_length=1)
+    arms: dict[str, ArmSpec] = {}
+    space: dict[str, Dimension] = {}
+    reported: dict[str, dict[str, Percents]] = {}
+    """Published numbers in percent: by pair (``"market1501 to dukemtmc-reid"``), then by arm or by name of a method."""
     measured: Measured | None = None
 
     name: str = ""
     origin: str = ""
+
+    @property
+    def is_comparison(self) -> bool:
+        """Whether arms are compared over seeds and nothing is searched."""
+        return not self.space
 
 
 def parse(text: str, *, name: str, origin: str) -> Study:
@@ -120,6 +155,8 @@ def parse(text: str, *, name: str, origin: str) -> Study:
         if reserved in raw:
             raise ConfigError(f"{origin}: {reserved!r} is not a key of a study; a study is named by its file.")
     _check_quotes(raw, origin)
+    if not raw.get("space") and not raw.get("arms") and not raw.get("pairs"):
+        raise ConfigError(f"{origin}: a study needs a [space] to search, or [arms] or [pairs] to compare.")
     try:
         study = Study.model_validate({**raw, "name": name, "origin": origin})
     except pydantic.ValidationError as error:
@@ -181,20 +218,27 @@ def _siblings(where: list[str]) -> list[str]:
         return list(Objective.model_fields)
     if where[0] == "measured":
         return list(Measured.model_fields)
+    if where[0] == "arms":
+        return list(ArmSpec.model_fields)
+    if where[0] == "reported":
+        return ["mAP", "rank1", "rank5", "rank10"]
     return [*Range.model_fields, *Choices.model_fields]
 
 
 def _check_fields(study: Study) -> None:
-    """Check every name and value of [fixed] and [space] against the config."""
-    for section, names in (("fixed", study.fixed), ("space", study.space)):
+    """Check every name and value of [fixed], [arms] and [space] against the config."""
+    sections = [("fixed", study.fixed), ("space", study.space)]
+    sections += [(f"arms.{name}.set", arm.set) for name, arm in study.arms.items()]
+    for section, names in sections:
         for name in names:
             try:
                 field_type(name)
             except ConfigError as error:
                 raise ConfigError(f"{study.origin}: [{section}] {error}") from None
-    both = sorted(set(study.fixed) & set(study.space))
-    if both:
-        raise ConfigError(f"{study.origin}: {both[0]!r} is in [fixed] and in [space]; keep one.")
+            if name in study.space and section != "space":
+                raise ConfigError(f"{study.origin}: {name!r} is in [{section}] and in [space]; keep one.")
+            if section != "fixed":
+                _check_settable(study, section, name)
     for name, dimension in study.space.items():
         ends = (
             [dimension.low, dimension.high]
@@ -203,13 +247,49 @@ def _check_fields(study: Study) -> None:
         )
         for value in ends:
             _check_value(study, name, value)
+        _check_when(study, name, dimension)
+    _check_arms(study)
+
+
+def _check_settable(study: Study, section: str, name: str) -> None:
+    if name in ("run.seed", "data.source", "data.target", "data.split"):
+        verb = "searched" if section == "space" else "set by an arm"
+        way = "pairs do that" if name == "data.split" else f"use --{name.split('.')[1]}"
+        raise ConfigError(f"{study.origin}: [{section}] {name!r} cannot be {verb}; {way}.")
 
 
 def _check_value(study: Study, name: str, value: Any) -> None:
-    if name in ("run.seed", "data.source", "data.target"):
-        raise ConfigError(f"{study.origin}: [space] {name!r} cannot be searched; use --{name.split('.')[1]}.")
     try:
         value = coerce(name, value, field_type(name))
         TrialConfig().with_overrides({name: value})
     except ConfigError as error:
         raise ConfigError(f"{study.origin}: [space] {error}") from None
+
+
+def _check_when(study: Study, name: str, dimension: Range | Choices) -> None:
+    """A condition names an earlier dimension of choices and one of its labels."""
+    earlier = list(study.space)[: list(study.space).index(name)]
+    for other, label in dimension.when.items():
+        known = study.space.get(other)
+        if other not in earlier or not isinstance(known, Choices) or known.when:
+            raise ConfigError(
+                f"{study.origin}: [space.{name}] `when` names dimensions of choices that stand before it and have no "
+                f"`when` of their own, but got {other!r}."
+            )
+        if label not in known.labels():
+            raise ConfigError(
+                f"{study.origin}: [space.{name}] `when` {other} = {label!r} never holds; its choices are "
+                f"{', '.join(map(repr, known.labels()))}."
+            )
+
+
+def _check_arms(study: Study) -> None:
+    for name in study.arms:
+        if not re.fullmatch(r"[a-z0-9_]{1,32}", name) or name in ("search", "controls", *CONTROLS):
+            raise ConfigError(
+                f"{study.origin}: [arms] a name has a-z, 0-9 and _ only, and is not 'search', 'controls' or a control, "
+                f"but got {name!r}."
+            )
+    for name in study.pairs:
+        if name not in PROFILES:
+            raise ConfigError(f"{study.origin}: [pairs] {name!r} is not a profile{did_you_mean(name, PROFILES)}")

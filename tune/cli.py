@@ -92,7 +92,10 @@ def _add_what(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--source", metavar="NAME", help="labelled dataset (default: the profile's)")
     group.add_argument("--target", metavar="NAME", help="unlabelled dataset (default: the profile's)")
     group.add_argument(
-        "--trials", type=int, metavar="N", help="trials, the baseline included (default: the study's; may only grow)"
+        "--trials",
+        type=int,
+        metavar="N",
+        help="trials of a search, the baseline included, or seeds of each arm (default: the study's; may only grow)",
     )
     group.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the study (default: 0)")
     group.add_argument(
@@ -232,7 +235,9 @@ def _plan(options: argparse.Namespace) -> Plan:
     from mmfa.data import catalog
     from mmfa.data.pedestrians.domains import DOMAINS
 
-    for name, option in ((plan.baseline.data.source, "--source"), (plan.baseline.data.target, "--target")):
+    sources = {config.data.source for config in plan.configs()}
+    for name in plan.datasets():
+        option = "--source" if name in sources else "--target"
         if name not in catalog.names():
             raise ConfigError(f"{option}: {name!r} is not a dataset{did_you_mean(name, catalog.names())}")
         if name not in DOMAINS and options.data_root is None:

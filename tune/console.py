@@ -18,10 +18,10 @@ from rich.table import Table
 from rich.text import Text
 
 from mmfa.config import TrialConfig
-from studies.plan import CONTROLS, Plan
+from studies.plan import SEARCH, Plan
 from tune.ledger import Lineage
 
-SYMBOLS = {"loss.lambda_attr": "λ1", "loss.lambda_aal": "λ2", "loss.lambda_mdal": "λ3"}
+SYMBOLS = {"loss.lambda_attr": "λ1", "loss.lambda_aal": "λ2", "loss.lambda_mdal": "λ3", "run.seed": "seed"}
 STYLES = {"running": "cyan", "complete": "green", "diverged": "red", "lost": "yellow"}
 LOSSES = (("total", "L"), ("identity", "id"), ("attribute", "attr"), ("aal", "aal"), ("mdal", "mdal"))
 WIDE = 112
@@ -132,11 +132,11 @@ class Console:
     def trial_started(self, lineage: Lineage, config: TrialConfig) -> None:
         """Add a line."""
         flat = config.flatten()
-        shown = [short(flat[name]) for name in self._plan.study.space]
+        shown = [short(flat[name]) for name in self._plan.shown]
         with self._lock:
             self._trials[lineage.name] = _Trial(lineage.name, shown, config.optim.num_epochs)
         if self._live is None:
-            pairs = " ".join(f"{symbol(n)}={v}" for n, v in zip(self._plan.study.space, shown, strict=True))
+            pairs = " ".join(f"{symbol(n)}={v}" for n, v in zip(self._plan.shown, shown, strict=True))
             self.say(f"{lineage.name} starts: {pairs}")
 
     def trial_epoch(self, name: str, report: dict[str, Any]) -> None:
@@ -157,15 +157,15 @@ class Console:
         for note in record.get("notes", []):
             self.say(f"{name}: {note}")
         if self._live is None:
-            value = trial.metrics.get(self._plan.study.objective.metric)
+            value = trial.metrics.get(self._plan.metric)
             reason = f": {record['reason']}" if record.get("reason") else ""
-            self.say(f"{name} {state}{reason}, {self._plan.study.objective.metric} {percent(value)} %, {self._eta()}")
+            self.say(f"{name} {state}{reason}, {self._plan.metric} {percent(value)} %, {self._eta()}")
 
     def _eta(self) -> str:
         """Estimate what is left from the epochs that were timed."""
         with self._lock:
             timed = [trial.seconds for trial in self._trials.values() if trial.seconds]
-            total = self._plan.trials + len(CONTROLS)
+            total = self._plan.num_trainings
             started = set(self._trials) | set(self._ended)
             left = (total - len(started)) * self._plan.baseline.optim.num_epochs
             left += sum(trial.num_epochs - trial.epoch for trial in self._trials.values() if trial.state == "running")
@@ -174,10 +174,10 @@ class Console:
         return f"about {duration(left * sum(timed) / len(timed) / self._workers)} left"
 
     def _table(self) -> RenderableType:
-        metric = self._plan.study.objective.metric
+        metric = self._plan.metric
         table = Table(box=rich.box.SIMPLE_HEAD, pad_edge=False, expand=False)
         table.add_column("trial", no_wrap=True)
-        for name in self._plan.study.space:
+        for name in self._plan.shown:
             table.add_column(symbol(name), justify="right", no_wrap=True, min_width=5)
         table.add_column("epoch", justify="right", no_wrap=True)
         losses = LOSSES if self.rich.width >= WIDE else LOSSES[:1]
@@ -194,11 +194,11 @@ class Console:
                 alive = f"{m['mmd/kernel_liveness']:.2f}" if "mmd/kernel_liveness" in m else "–"
                 epoch = f"{trial.epoch}/{trial.num_epochs}"
                 state = Text(trial.state, STYLES.get(trial.state, ""))
-                name = trial.name.rpartition("/")[2]
+                name = trial.name.rpartition("/")[2] if self._plan.arms[0].name == SEARCH else trial.name
                 table.add_row(name, *trial.shown, epoch, *values, percent(m.get(metric)), alive, state)
             ended = len(self._ended)
         head = Text(
-            f"{self._plan.study.name}: {ended} of {self._plan.trials + 2} trainings over, {self._eta()}", "bold"
+            f"{self._plan.study.name}: {ended} of {self._plan.num_trainings} trainings over, {self._eta()}", "bold"
         )
         notes = [Text(self._problem, "yellow")] if self._problem else []
         return Group(head, table, *notes)

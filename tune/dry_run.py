@@ -3,31 +3,20 @@
 from __future__ import annotations
 
 from mmfa.config import profile
-from studies.plan import CONTROLS, Plan
-from studies.spec import Choices
+from studies.plan import Arm, Plan
+from studies.spec import CONTROLS, Choices
 from tune.places import Places, safe_url
 from tune.provenance import num_cores
 
 
 def text(plan: Plan, where: Places, *, cpus_per_trial: int) -> str:
     """Return the plan as text: trials, space, baseline, differences from the paper, places, cost."""
-    data = plan.baseline.data
+    pairs = dict.fromkeys(arm.pair.replace(" to ", " → ") for arm in plan.arms)
     lines = [
         f"{plan.study.name}: {plan.study.question}",
-        f"  {data.source} → {data.target}, profile {plan.profile}, seed {plan.baseline.run.seed}",
-        f"  {plan.trials} trials (the paper's defaults first) and {len(CONTROLS)} controls ({', '.join(CONTROLS)}),",
-        f"  chosen by {plan.study.objective.metric} (held-out target identities), Optuna TPE after "
-        f"{plan.study.start_up} quasi-random points",
-        "",
-        "space (baseline):",
+        f"  {', '.join(pairs)}, profile {plan.profile}, seed {plan.baseline.run.seed}",
+        *(_comparison(plan) if plan.study.is_comparison else _search(plan)),
     ]
-    baseline = plan.baseline_params()
-    for name, dimension in plan.study.space.items():
-        if isinstance(dimension, Choices):
-            spread = " | ".join(map(str, dimension.labels()))
-        else:
-            spread = f"{dimension.low} … {dimension.high}{', logarithmic' if dimension.log else ''}"
-        lines.append(f"  {name} in {spread} ({baseline[name]})")
     differences = plan.differences()
     lines += ["", f"fields in which this differs from the paper ({len(differences)}):"]
     lines += [f"  {name} = {here!r} (paper: {paper!r})" for name, (paper, here) in differences.items()]
@@ -41,6 +30,43 @@ def text(plan: Plan, where: Places, *, cpus_per_trial: int) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _search(plan: Plan) -> list[str]:
+    each = f" in each of {len(plan.arms)} arms" if len(plan.arms) > 1 else ""
+    lines = [
+        f"  {plan.trials} trials{each} (the paper's defaults first) and {len(CONTROLS)} controls "
+        f"({', '.join(CONTROLS)}),",
+        f"  chosen by {plan.study.objective.metric} (held-out target identities), Optuna TPE after "
+        f"{plan.study.start_up} quasi-random points",
+    ]
+    if len(plan.arms) > 1:
+        lines += ["", "arms:", *(_arm(plan, arm) for arm in plan.arms)]
+    lines += ["", "space (baseline):"]
+    baseline = plan.baseline_params()
+    for name, dimension in plan.study.space.items():
+        if isinstance(dimension, Choices):
+            spread = " | ".join(map(str, dimension.labels()))
+        else:
+            spread = f"{dimension.low} … {dimension.high}{', logarithmic' if dimension.log else ''}"
+        where = " and ".join(f"{other} = {label}" for other, label in dimension.when.items())
+        lines.append(f"  {name} in {spread} ({baseline.get(name, '–')}){f', where {where}' if where else ''}")
+    return lines
+
+
+def _comparison(plan: Plan) -> list[str]:
+    return [
+        f"  a comparison of {len(plan.arms)} arms, {plan.num_trials} trainings; nothing is selected",
+        "",
+        "arms:",
+        *(_arm(plan, arm) for arm in plan.arms),
+    ]
+
+
+def _arm(plan: Plan, arm: Arm) -> str:
+    ours, base = arm.config.flatten(), plan.baseline.flatten()
+    set_here = [f"{name} = {value}" for name, value in ours.items() if value != base[name]]
+    return f"  {arm.name} × {plan.num_trials_of(arm)}: {', '.join(set_here) or 'the baseline'}"
+
+
 def _cost(plan: Plan, cpus_per_trial: int) -> str:
     """Estimate the time from the study's own measurement."""
     measured = plan.study.measured
@@ -49,7 +75,7 @@ def _cost(plan: Plan, cpus_per_trial: int) -> str:
     workers = max(1, num_cores() // cpus_per_trial)
     epochs = profile(plan.profile).with_overrides(plan.study.fixed).optim.num_epochs
     seconds = measured.trial_seconds * plan.baseline.optim.num_epochs / epochs
-    minutes = seconds * (plan.trials + len(CONTROLS)) / workers / 60
+    minutes = seconds * plan.num_trainings / workers / 60
     return (
         f"cost: about {minutes:.0f} min on {workers} workers here, from {measured.trial_seconds:g} s per trial "
         f"measured on {measured.cores} core ({measured.hardware}, {measured.date})."

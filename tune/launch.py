@@ -58,12 +58,14 @@ def run(request: Request, console: Console) -> int:
 
 def _run(request: Request, console: Console) -> int:
     """Check everything, take the lease, and drive the study."""
-    where, data = request.places, request.plan.baseline.data
+    where = request.places
     preflight.check_places(where)
     with console.bars() as progress:
-        stores = preflight.prepare_stores(request.plan.baseline, where, progress=progress)
-    preflight.check_training(request.plan.baseline, stores)
-    client, experiment = preflight.open_tracking(where, experiment=f"{data.source} to {data.target}")
+        stores = preflight.prepare_stores(request.plan.configs(), where, progress=progress)
+    preflight.check_trainings(request.plan.configs(), stores)
+    pairs = dict.fromkeys(arm.pair for arm in request.plan.arms)
+    experiment_name = next(iter(pairs)) if len(pairs) == 1 else f"{request.plan.study.name}: {len(pairs)} pairs"
+    client, experiment = preflight.open_tracking(where, experiment=experiment_name)
     identity = request.plan.identity(fingerprints=stores.fingerprints)
     study_id = f"{request.plan.study.name}-{digest(identity)}"
     ledger = Ledger(where.ledger)
@@ -106,8 +108,8 @@ def _recorder(session: Session, client: MlflowClient, experiment: str, console: 
     tags = {
         "study": plan.study.name,
         "profile": plan.profile,
-        "objective": plan.study.objective.metric,
-        "selection.labels": "target_val",
+        "objective": plan.metric,
+        "selection.labels": plan.labels,
         "data.fingerprint": canonical_json(session.stores.fingerprints),
         **provenance.tags(),
     }
@@ -159,7 +161,7 @@ def _finish(session: Session, recorder: Recorder, client: MlflowClient, console:
     written = recorder.flush(seconds=FLUSH_SECONDS)
     found = session.outcome()
     console.rich.print(summary.table(session.plan, found))
-    for line in summary.sentences(found):
+    for line in summary.sentences(session.plan, found):
         console.say(line)
     problem = recorder.problem or "MLflow is too slow"
     for refused in recorder.refused:
@@ -208,7 +210,7 @@ def _train(
     """Run everything that is left through Ray Tune; return why lineages were lost, by name."""
     searcher = search.StudySearcher(
         plan=session.plan,
-        stages=(session.controls, session.search),
+        stages=session.stages,
         make_job=session.job,
         observers=(console, recorder),
         stop=stop,
@@ -252,6 +254,8 @@ def _promote(session: Session, recorder: Recorder, client: MlflowClient, found: 
     """Move ``candidate`` to the best trial's weights, where it is wanted and earned."""
     if session.request.promote == "never":
         return "Nothing was promoted (--promote never)."
+    if session.plan.study.is_comparison:
+        return "Nothing was promoted: a comparison selects nothing."
     if found.best is None or found.best.value is None:
         return "Nothing was promoted: no trial has a result."
     from mmfa.data.store import open_store
@@ -263,7 +267,7 @@ def _promote(session: Session, recorder: Recorder, client: MlflowClient, found: 
         name=promotion.model_name(data.source, data.target),
         run_id=recorder.run_of(found.best.name),
         export=session.folder_of(found.best.name) / EXPORT,
-        probe=open_store(session.stores.target).images[:PROBE_IMAGES],
+        probe=open_store(session.stores.paths[data.target]).images[:PROBE_IMAGES],
         value=found.best.value,
         tags={
             "mmfa.study": session.study_id,

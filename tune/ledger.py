@@ -1,4 +1,4 @@
-"""The record of truth: Optuna studies in one database, one for the search and one for the controls.
+"""The record of truth: Optuna studies in one database, one for the controls and one for each arm.
 
 A *lineage* is one point of a study, however often its training was lost and taken up again; each attempt is
 an Optuna trial. The first attempt of a lineage has no ``lineage`` attribute, a retry carries its index.
@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal, TypeVar
 
 import optuna
@@ -19,12 +20,12 @@ import sqlalchemy as sa
 from optuna.trial import FrozenTrial, TrialState
 
 from mmfa.errors import MmfaError
+from studies.plan import SEARCH
 from tune.lease import Lease, create_table
 from tune.places import first_line, safe_url
 
 logger = logging.getLogger(__name__)
 
-Stage = Literal["controls", "search"]
 State = Literal["waiting", "running", "lost", "complete", "diverged"]
 LOCK_SECONDS = 60
 """How long a write waits for another one on SQLite."""
@@ -36,7 +37,7 @@ Made = TypeVar("Made")
 class Lineage:
     """One point and its attempts, oldest first."""
 
-    stage: Stage
+    stage: str
     index: int
     attempts: tuple[FrozenTrial, ...]
 
@@ -47,8 +48,16 @@ class Lineage:
 
     @property
     def name(self) -> str:
-        """``search/0003`` or ``controls/target_bn``."""
+        """``search/0003`` or ``controls/target_bn``: the stage, ``controls`` or the name of an arm, and the lineage."""
         return f"{self.stage}/{self.attempts[0].user_attrs.get('control', f'{self.index:04d}')}"
+
+    @property
+    def role(self) -> str:
+        """``source_only``, ``target_bn``, ``baseline``, ``candidate``, or the arm where the study declares arms."""
+        if self.stage not in ("controls", SEARCH):
+            return self.stage
+        first = "baseline" if self.index == 0 else "candidate"
+        return str(self.attempts[0].user_attrs.get("control", first))
 
     @property
     def state(self) -> State:
@@ -82,7 +91,7 @@ class Lineage:
 class StageLedger:
     """One Optuna study of the ledger."""
 
-    def __init__(self, study: optuna.Study, *, stage: Stage) -> None:
+    def __init__(self, study: optuna.Study, *, stage: str) -> None:
         self.study, self.stage = study, stage
 
     def lineages(self) -> list[Lineage]:
@@ -116,8 +125,10 @@ class StageLedger:
         """Add a first attempt with given parameters."""
         self.study.enqueue_trial(dict(params), user_attrs=attrs)
 
-    def ask(self, distributions: Mapping[str, optuna.distributions.BaseDistribution]) -> optuna.Trial:
-        """Start the next waiting trial, or one that the sampler proposes."""
+    def ask(
+        self, distributions: Mapping[str, optuna.distributions.BaseDistribution] = MappingProxyType({})
+    ) -> optuna.Trial:
+        """Start the next waiting trial, or a new one, with the given parameters suggested at once."""
         return self.study.ask(dict(distributions))
 
     def lineage_of(self, number: int) -> Lineage:
@@ -190,9 +201,9 @@ class Ledger:
         lease.guard(self.storage.engine)
         return lease
 
-    def open(self, name: str, *, stage: Stage, sampler: optuna.samplers.BaseSampler | None = None) -> StageLedger:
-        """Open or create one stage of a study: ``<name>`` or ``<name>/controls``."""
-        full = name if stage == "search" else f"{name}/{stage}"
+    def open(self, name: str, *, stage: str, sampler: optuna.samplers.BaseSampler | None = None) -> StageLedger:
+        """Open or create one stage of a study: ``<name>`` for the search, ``<name>/<stage>`` for the others."""
+        full = name if stage == SEARCH else f"{name}/{stage}"
         study = optuna.create_study(
             storage=self.storage, study_name=full, directions=["maximize"], load_if_exists=True, sampler=sampler
         )

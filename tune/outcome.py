@@ -1,14 +1,16 @@
-"""What a study found so far, read from the ledger: best, baseline, controls, differences, seed noise."""
+"""What a study found so far, read from the ledger: best, baseline, controls, arms, differences, seed noise."""
 
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import optuna
 
-from studies.plan import CONTROLS, Plan
+from studies.plan import SEARCH, Plan
+from studies.spec import CONTROLS
 from tune.ledger import Lineage, StageLedger
 
 
@@ -17,6 +19,8 @@ class Row:
     """One lineage that is over."""
 
     name: str
+    arm: str
+    """Its stage: an arm, or ``controls``."""
     role: str
     state: str
     params: dict[str, Any]
@@ -34,23 +38,26 @@ class Outcome:
     """
 
     metric: str
+    labels: str
     trials: int
     rows: list[Row]
     noise: list[float]
 
     @property
     def search(self) -> list[Row]:
-        """The trials: the baseline and the candidates."""
-        return [row for row in self.rows if row.role in ("baseline", "candidate")]
+        """The trials: all but the controls of a search."""
+        return [row for row in self.rows if row.arm != "controls"]
 
     @property
     def baseline(self) -> Row | None:
-        """The paper's defaults."""
+        """The paper's defaults, where the study has one arm."""
         return next((row for row in self.rows if row.role == "baseline"), None)
 
     @property
     def best(self) -> Row | None:
-        """The trial with the highest objective."""
+        """The trial with the highest objective, or None where nothing is selected."""
+        if self.labels == "none":
+            return None
         return max((row for row in self.search if row.value is not None), key=lambda row: row.value or 0, default=None)
 
     @property
@@ -63,6 +70,10 @@ class Outcome:
         """How many trials of the search are over."""
         return len(self.search)
 
+    def of_arm(self, name: str) -> list[Row]:
+        """Return the rows of an arm that have a result."""
+        return [row for row in self.rows if row.arm == name and row.value is not None]
+
     def difference(self, row: Row) -> float | None:
         """Return a row's objective minus the baseline's."""
         if row.value is None or self.baseline is None or self.baseline.value is None:
@@ -73,7 +84,7 @@ class Outcome:
         """Return everything as plain data."""
         return {
             "objective": self.metric,
-            "labels": "target_val",
+            "labels": self.labels,
             "trials": self.trials,
             "terminal": self.num_terminal,
             "best": self.best.name if self.best else None,
@@ -81,6 +92,7 @@ class Outcome:
             "rows": [
                 {
                     "name": row.name,
+                    "arm": row.arm,
                     "role": row.role,
                     "state": row.state,
                     "params": row.params,
@@ -94,12 +106,35 @@ class Outcome:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Mean and standard deviation over runs."""
+
+    n: int
+    mean: float
+    sd: float | None
+    """None for one run."""
+
+    @property
+    def variance_of_mean(self) -> float:
+        """Squared standard error of the mean; 0 where one run is all there is."""
+        return (self.sd or 0.0) ** 2 / self.n
+
+
+def spread(rows: Sequence[Row], metric: str) -> Spread | None:
+    """Return the spread of a metric over rows, or None where no row has it."""
+    values = [row.metrics[metric] for row in rows if metric in row.metrics]
+    if not values:
+        return None
+    return Spread(len(values), statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
+
+
 def _row(lineage: Lineage) -> Row:
     last = lineage.last
-    role = lineage.attempts[0].user_attrs.get("control") or ("baseline" if lineage.index == 0 else "candidate")
     return Row(
         name=lineage.name,
-        role=role,
+        arm=lineage.stage,
+        role=lineage.role,
         state=lineage.state,
         params=dict(last.params),
         value=last.value if lineage.state == "complete" else None,
@@ -108,15 +143,16 @@ def _row(lineage: Lineage) -> Row:
     )
 
 
-def read(plan: Plan, *, controls: StageLedger, search: StageLedger, noise: list[float]) -> Outcome:
-    """Return the outcome as the ledger has it: terminal lineages only, controls in their own order."""
-    rows = [_row(item) for item in search.lineages() if item.terminal]
-    by_role = {row.role: row for row in (_row(item) for item in controls.lineages() if item.terminal)}
-    ordered = [by_role[name] for name in CONTROLS if name in by_role]
-    return Outcome(plan.study.objective.metric, plan.trials, ordered + rows, noise)
+def read(plan: Plan, lineages: Sequence[Lineage], *, noise: list[float]) -> Outcome:
+    """Return the outcome as the ledger has it: terminal lineages only, controls first and in their own order."""
+    rows = [_row(item) for item in lineages if item.terminal]
+    order = list(CONTROLS)
+    controls = sorted((row for row in rows if row.arm == "controls"), key=lambda row: order.index(row.role))
+    others = [row for row in rows if row.arm != "controls"]
+    return Outcome(plan.metric, plan.labels, plan.num_trials, controls + others, noise)
 
 
 def baseline_value(study: optuna.Study) -> float | None:
     """Return the objective of a search's baseline, or None where it has none yet."""
-    lineages = StageLedger(study, stage="search").lineages()
+    lineages = StageLedger(study, stage=SEARCH).lineages()
     return lineages[0].last.value if lineages and lineages[0].state == "complete" else None

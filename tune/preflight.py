@@ -6,7 +6,7 @@ import os
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,9 +32,10 @@ EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 class Stores:
     """The image stores of a study."""
 
-    source: Path
-    target: Path
+    paths: dict[str, Path]
+    """By catalogue name."""
     fingerprints: dict[str, str]
+    """Likewise."""
 
 
 def check_writable(folder: Path, *, option: str) -> None:
@@ -123,8 +124,10 @@ def _check_server(uri: str) -> None:
         raise MmfaError(f"the tracking server {uri} does not answer ({reason}). {way_out}") from None
 
 
-def prepare_stores(config: TrialConfig, where: Places, *, progress: Callable[[str, int, int], None]) -> Stores:
-    """Open or build the stores of source and target; check that they make a batch and a validation split.
+def prepare_stores(
+    configs: Sequence[TrialConfig], where: Places, *, progress: Callable[[str, int, int], None]
+) -> Stores:
+    """Open or build the store of every dataset that the configs name.
 
     Raises:
         MmfaError: missing or damaged data.
@@ -132,24 +135,24 @@ def prepare_stores(config: TrialConfig, where: Places, *, progress: Callable[[st
     from mmfa.data import catalog
     from mmfa.data.store import build, open_store
 
-    paths, fingerprints = [], {}
-    for name, labelled in ((config.data.source, True), (config.data.target, False)):
+    sources = {config.data.source for config in configs}
+    size = {"height": configs[0].data.store_height, "width": configs[0].data.store_width}
+    stores = Stores({}, {})
+    for name in dict.fromkeys(name for config in configs for name in (config.data.source, config.data.target)):
         dataset = catalog.load(
             name,
             data_root=where.data_root,
             cache_dir=where.cache_dir,
-            attributes_required=labelled,
+            attributes_required=name in sources,
             progress=progress,
         )
-        size = {"height": config.data.store_height, "width": config.data.store_width}
-        path = build(dataset, cache_dir=where.cache_dir, progress=progress, **size)
-        paths.append(path)
-        fingerprints[name] = open_store(path).fingerprint
-    return Stores(paths[0], paths[1], fingerprints)
+        stores.paths[name] = build(dataset, cache_dir=where.cache_dir, progress=progress, **size)
+        stores.fingerprints[name] = open_store(stores.paths[name]).fingerprint
+    return stores
 
 
-def check_training(config: TrialConfig, stores: Stores) -> None:
-    """Build a training and throw it away: weights, sizes and splits are known to hold before a worker starts.
+def check_trainings(configs: Sequence[TrialConfig], stores: Stores) -> None:
+    """Build each training and throw it away: weights, sizes and splits are known to hold before a worker starts.
 
     Raises:
         MmfaError: missing weights, too few images or identities.
@@ -157,4 +160,6 @@ def check_training(config: TrialConfig, stores: Stores) -> None:
     from mmfa.data.store import open_store
     from mmfa.training import Training
 
-    Training(config, source=open_store(stores.source), target=open_store(stores.target), device="cpu")
+    opened = {name: open_store(path) for name, path in stores.paths.items()}
+    for config in configs:
+        Training(config, source=opened[config.data.source], target=opened[config.data.target], device="cpu")

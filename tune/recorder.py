@@ -147,14 +147,13 @@ class Recorder:
     # What the thread does.
 
     def _start(self, lineage: Lineage, config: TrialConfig) -> None:
-        control = lineage.attempts[0].user_attrs.get("control")
         flat = config.flatten()
         tags = {
             STUDY_TAG: self._study,
             LINEAGE_TAG: lineage.name,
             "mlflow.parentRunId": self.study_run,
             "stage": lineage.stage,
-            "role": control or ("baseline" if lineage.index == 0 else "candidate"),
+            "role": lineage.role,
             "config.fingerprint": config.fingerprint(),
             **self._tags,
         }

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from mmfa.config import TrialConfig
 from mmfa.errors import CheckpointError, MmfaError
-from studies.plan import Plan, digest, grown
+from studies.plan import SEARCH, Plan, digest, grown
 from tune import outcome as outcomes
 from tune import search
 from tune.lease import Fence, Lease
@@ -50,8 +50,10 @@ class Session:
     fence: Fence
     ledger: Ledger
     family: str
-    controls: StageLedger
-    search: StageLedger
+    registry: StageLedger
+    """Where the study as a whole is written down: its search, or an empty stage where it has arms."""
+    stages: tuple[StageLedger, ...]
+    """Controls, where there are any, then the arms."""
 
     @property
     def folder(self) -> Path:
@@ -64,22 +66,22 @@ class Session:
 
     def lineages(self) -> list[Lineage]:
         """All lineages, controls first."""
-        return [*self.controls.lineages(), *self.search.lineages()]
+        return [lineage for stage in self.stages for lineage in stage.lineages()]
 
     def config_of(self, lineage: Lineage) -> TrialConfig:
         """The config of a lineage."""
         if lineage.stage == "controls":
             return self.plan.control(lineage.attempts[0].user_attrs["control"])
-        return self.plan.decode(lineage.last.params)
+        return self.plan.decode(lineage.last.params, self.plan.arm(lineage.stage))
 
     def outcome(self) -> outcomes.Outcome:
         """What the ledger says so far."""
         noise = self.ledger.family_values(self.family, baseline=outcomes.baseline_value)
-        return outcomes.read(self.plan, controls=self.controls, search=self.search, noise=noise)
+        return outcomes.read(self.plan, self.lineages(), noise=noise)
 
     def diverged_baseline(self) -> str:
         """Why the paper's defaults diverged, or "" where they did not."""
-        first = next(iter(self.search.lineages()), None)
+        first = next((lineage for lineage in self.lineages() if lineage.role == "baseline"), None)
         return str(first.last.user_attrs.get("reason", "")) if first is not None and first.state == "diverged" else ""
 
     def to_train(self) -> bool:
@@ -96,22 +98,21 @@ class Session:
 
     def commits(self, commit: str) -> list[str]:
         """Return the commits that have driven this study, this one last."""
-        before = [known for known in self.search.study.user_attrs.get("commits", []) if known != commit]
-        self.search.study.set_user_attr("commits", [*before, commit])
+        before = [known for known in self.registry.study.user_attrs.get("commits", []) if known != commit]
+        self.registry.study.set_user_attr("commits", [*before, commit])
         return [*before, commit]
 
     def left(self) -> int:
         """How many lineages are not over yet."""
-        over = sum(lineage.terminal for lineage in self.lineages())
-        return self.plan.trials + len(self.controls.lineages()) - over
+        return self.plan.num_trainings - sum(lineage.terminal for lineage in self.lineages())
 
     def job(self, lineage: Lineage, config: TrialConfig) -> Job:
         """What a worker gets to train a lineage."""
         return Job(
             name=lineage.name,
             config=config.to_json(),
-            source_store=str(self.stores.source),
-            target_store=str(self.stores.target),
+            source_store=str(self.stores.paths[config.data.source]),
+            target_store=str(self.stores.paths[config.data.target]),
             folder=str(self.folder_of(lineage.name)),
             attempt=len(lineage.attempts),
             fence_folder=str(self.fence.folder),
@@ -130,16 +131,18 @@ def open_session(
     """
     baseline = {name: value for name, value in identity["baseline"].items() if name != "run.seed"}
     family = digest({**identity, "baseline": baseline})
-    controls, trials = ledger.open(study_id, stage="controls"), ledger.open(study_id, stage="search")
+    registry = ledger.open(study_id, stage=SEARCH)
     number = ledger.register(
-        trials, identity=identity, family=family, trials=request.plan.trials, asked=request.trials_asked
+        registry, identity=identity, family=family, trials=request.plan.trials, asked=request.trials_asked
     )
     folder = request.places.storage / study_id
-    _claim(folder, ledger_id=trials.study.user_attrs["ledger"])
+    _claim(folder, ledger_id=registry.study.user_attrs["ledger"])
     fence = Fence(folder / "fence", lease.counter)
     fence.put_up()
     plan = grown(request.plan, trials=number)
-    search.prepare(plan, controls=controls, search=trials)
+    names = [*(["controls"] if plan.controls else []), *(arm.name for arm in plan.arms)]
+    stages = tuple(registry if name == SEARCH else ledger.open(study_id, stage=name) for name in names)
+    search.prepare(plan, stages)
     return Session(
         request=request,
         plan=plan,
@@ -149,8 +152,8 @@ def open_session(
         fence=fence,
         ledger=ledger,
         family=family,
-        controls=controls,
-        search=trials,
+        registry=registry,
+        stages=stages,
     )
 
 

@@ -1,4 +1,4 @@
-"""The result of a study as a person reads it: a table and what it is worth, in plain words."""
+"""The result of a search as a person reads it: a table and what it is worth, in plain words."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import rich.box
 from rich.table import Table
 from rich.text import Text
 
-from studies.plan import Plan
+from studies.plan import SEARCH, Plan
+from tune import comparison
 from tune.console import percent, points, short, symbol
 from tune.outcome import Outcome, Row
 
@@ -14,16 +15,17 @@ TITLES = {"source_only": "source only (control)", "target_bn": "target in BN (co
 
 
 def table(plan: Plan, outcome: Outcome) -> Table:
-    """Return the best trial against the paper's defaults and the controls."""
+    """Return the best trials against the paper's defaults and the controls, or the arms of a comparison."""
+    if plan.study.is_comparison:
+        return comparison.table(plan, outcome)
     result = Table(box=rich.box.SIMPLE_HEAD, pad_edge=False, title=Text(plan.study.question), title_justify="left")
     result.add_column("setting", no_wrap=True)
     for name in plan.study.space:
         result.add_column(symbol(name), justify="right")
     for title in (f"{outcome.metric.replace('/', ' ')} %", "Δ points", "target mAP %", "target rank-1 %"):
         result.add_column(title, justify="right")
-    for title, row in _compared(outcome):
-        config = plan.control(row.role) if row.role in TITLES else plan.decode(row.params)
-        flat = config.flatten()
+    for title, row in _compared(plan, outcome):
+        flat = _config(plan, row)
         shown = [short(flat[name]) for name in plan.study.space]
         value = percent(row.value) if row.state == "complete" else row.state
         difference = points(outcome.difference(row)) if row is not outcome.baseline else ""
@@ -32,34 +34,54 @@ def table(plan: Plan, outcome: Outcome) -> Table:
     return result
 
 
-def _compared(outcome: Outcome) -> list[tuple[str, Row]]:
+def _config(plan: Plan, row: Row) -> dict[str, object]:
+    config = plan.control(row.role) if row.arm == "controls" else plan.decode(row.params, plan.arm(row.arm))
+    return config.flatten()
+
+
+def _compared(plan: Plan, outcome: Outcome) -> list[tuple[str, Row]]:
     rows = []
-    if outcome.best is not None and outcome.best is not outcome.baseline:
-        rows.append((f"best: {outcome.best.name}", outcome.best))
+    for arm in plan.arms:
+        found = outcome.of_arm(arm.name)
+        if not found:
+            continue
+        best, first = max(found, key=lambda row: row.value or 0), found[0]
+        if arm.name != SEARCH:
+            rows.append((f"{arm.title}, best of {len(found)}: {best.name}", best))
+            rows += [(f"{arm.title}, as the paper has the rest", first)] if first is not best else []
+        elif best is not outcome.baseline:
+            rows.append((f"best: {best.name}", best))
     if outcome.baseline is not None:
         rows.append(("the paper's defaults", outcome.baseline))
-    return rows + [(TITLES[row.role], row) for row in outcome.rows if row.role in TITLES]
+    return rows + [(TITLES[row.role], row) for row in outcome.rows if row.arm == "controls"]
 
 
-def sentences(outcome: Outcome) -> list[str]:
+def sentences(plan: Plan, outcome: Outcome) -> list[str]:
     """Return in plain words what the numbers are worth."""
+    described = comparison.sentences if plan.study.is_comparison else _search_sentences
+    lines = described(plan, outcome)
+    diverged = [row.name for row in outcome.rows if row.state == "diverged"]
+    if diverged:
+        lines.append(f"Diverged, and counted: {', '.join(diverged)}.")
+    return lines
+
+
+def _search_sentences(plan: Plan, outcome: Outcome) -> list[str]:
     lines = [
         f"Chosen by {outcome.metric}: labels of held-out target identities were used to choose "
         "(selection.labels = target_val). target/* is the official split, read once per training and used for nothing."
     ]
-    if outcome.noise_sd is None:
+    if plan.arms[0].name == SEARCH and outcome.noise_sd is None:
         lines.append("Seed noise: not known yet, the paper's defaults ran with one seed (n = 1).")
-    else:
+    elif outcome.noise_sd is not None:
         lines.append(
             f"Seed noise known so far: the paper's defaults over n = {len(outcome.noise)} seeds have "
             f"sd {100 * outcome.noise_sd:.1f} points of {outcome.metric}."
         )
     searched = sum(row.value is not None for row in outcome.search)
+    arms = f" in {len(plan.arms)} arms with equal budgets" if len(plan.arms) > 1 else ""
     lines.append(
-        f"Every setting was trained with one seed, and the best is the highest of n = {searched}: this confirms "
+        f"Every setting was trained with one seed, and the best is the highest of n = {searched}{arms}: this confirms "
         "nothing yet. A difference counts only when fresh seeds show it again."
     )
-    diverged = [row.name for row in outcome.rows if row.state == "diverged"]
-    if diverged:
-        lines.append(f"Diverged, and counted: {', '.join(diverged)}.")
     return lines

@@ -60,7 +60,7 @@ class Driver:
     def __init__(self, url, plan, folder):
         ledger = Ledger(url)
         self.controls, self.search = ledger.open("s", stage="controls"), ledger.open("s", stage="search")
-        search.prepare(plan, controls=self.controls, search=self.search)
+        search.prepare(plan, (self.controls, self.search))
         self.watcher, self.stop = Watcher(), Stopped()
         self.searcher = search.StudySearcher(
             plan=plan,

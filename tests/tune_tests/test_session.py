@@ -32,7 +32,7 @@ def opened(tmp_path):
         ledger = Ledger(where.ledger)
         lease = ledger.lease("smoke-1", seconds=30)
         leases.append(lease)
-        stores = Stores(tmp_path, tmp_path, {"a": "1"})
+        stores = Stores({"a": tmp_path}, {"a": "1"})
         return open_session(request, stores, ledger, lease, "smoke-1", plan.identity(fingerprints={"a": "1"}))
 
     yield call

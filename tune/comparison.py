@@ -1,0 +1,119 @@
+"""A comparison of arms over seeds as a person reads it: means, spreads, and the published numbers beside them."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import rich.box
+from rich.table import Table
+from rich.text import Text
+
+from studies.plan import SPLIT_SETS, Arm, Plan
+from tune.console import percent
+from tune.outcome import Outcome, Spread, spread
+
+OURS = {"target_val/mAP": "val mAP", "target/mAP": "mAP", "target/rank1": "rank-1", "mmd/kernel_liveness": "alive"}
+"""Metrics of the table and their titles; accuracies in percent."""
+SHARE = "grad_share/mdal"
+
+
+def table(plan: Plan, outcome: Outcome) -> Table:
+    """Return one row per arm, with published numbers where the study has them, grouped by pair."""
+    result = Table(box=rich.box.SIMPLE_HEAD, pad_edge=False, title=Text(plan.study.question), title_justify="left")
+    result.add_column("arm", no_wrap=True)
+    result.add_column("n", justify="right")
+    metrics = [name for name in OURS if spread(outcome.search, name) is not None]
+    for name in metrics:
+        result.add_column(OURS[name] if name.startswith("mmd/") else f"{OURS[name]} %", justify="right")
+    result.add_column("λ3 share", justify="right")
+    published = _published(plan)
+    for title, _ in published:
+        result.add_column(title, justify="right")
+    for pair in dict.fromkeys(arm.pair for arm in plan.arms):
+        arms = [arm for arm in plan.arms if arm.pair == pair]
+        if len(arms) < len(plan.arms):
+            result.add_row(Text(pair.replace(" to ", " → "), "bold"))
+        for arm in arms:
+            rows = outcome.of_arm(arm.name)
+            values = [_cell(spread(rows, name), name) for name in metrics]
+            share = spread(rows, SHARE)
+            paper = [_number(numbers(plan, pair, arm.row, source)) for _, source in published]
+            result.add_row(arm.title, str(len(rows)), *values, f"{share.mean:.2g}" if share else "–", *paper)
+        ours = {arm.row for arm in arms}
+        for other in plan.study.reported.get(pair, {}):
+            if other not in ours:
+                paper = [_number(numbers(plan, pair, other, source)) for _, source in published]
+                result.add_row(Text(f"{other} (published)", "dim"), "", *[""] * len(metrics), "", *paper)
+    return result
+
+
+def _published(plan: Plan) -> list[tuple[str, tuple[str | None, str]]]:
+    """Return titles and (pair, metric) of the published columns; a pair of None is the row's own."""
+    reported = plan.study.reported
+    if not reported:
+        return []
+    if any(arm.pair in reported for arm in plan.arms):
+        return [("paper mAP %", (None, "mAP")), ("paper rank-1 %", (None, "rank1"))]
+    with_map = [pair for pair, rows in reported.items() if any("mAP" in found for found in rows.values())]
+    return [(f"paper mAP %, {pair.replace(' to ', ' → ')}", (pair, "mAP")) for pair in with_map[:2]]
+
+
+def numbers(plan: Plan, pair: str, row: str, source: tuple[str | None, str]) -> float | None:
+    """Return a published number in percent, or None."""
+    elsewhere, metric = source
+    found = plan.study.reported.get(elsewhere or pair, {}).get(row, {})
+    return {str(name): value for name, value in found.items()}.get(metric)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"
+
+
+def _cell(found: Spread | None, metric: str) -> str:
+    if found is None:
+        return "–"
+    if metric.startswith("mmd/"):
+        return f"{found.mean:.3f}" if found.mean >= 5e-4 or found.mean == 0 else f"{found.mean:.0e}"
+    return percent(found.mean) + ("" if found.sd is None else f" ± {100 * found.sd:.1f}")
+
+
+def sentences(plan: Plan, outcome: Outcome) -> list[str]:
+    """Return in plain words what the table is worth, and which steps of the published order hold."""
+    lines = [
+        "Nothing was selected (selection.labels = none): every arm was trained on the same seeds. target/* is the "
+        "official split, read once per training, after its last epoch. ± is the standard deviation over those runs."
+    ]
+    if any(arm.config.data.target in SPLIT_SETS for arm in plan.arms):
+        lines.append(
+            "Where n counts splits, they overlap: the standard error of the mean is sd · sqrt(1/J + n_test/n_train), "
+            "about 3.3 times what sd/√n gives for ten halves (Nadeau and Bengio 2003)."
+        )
+    for pair in dict.fromkeys(arm.pair for arm in plan.arms):
+        lines += _order(plan, outcome, [arm for arm in plan.arms if arm.pair == pair])
+    return lines
+
+
+def _order(plan: Plan, outcome: Outcome, arms: list[Arm]) -> list[str]:
+    """Compare neighbours in the published order of mAP with ours: the difference of means ± its standard error."""
+    lines = []
+    for title, source in _published(plan):
+        known = {arm: numbers(plan, arm.pair, arm.row, source) for arm in arms}
+        ranked = sorted((arm for arm in arms if known[arm] is not None), key=lambda arm: known[arm] or 0)
+        steps = [_step(outcome, low, high) for low, high in itertools.pairwise(ranked)] if source[1] == "mAP" else []
+        if steps:
+            lines.append(f"Published order by {title}, lowest first, and here: {'; '.join(steps)}.")
+    return lines
+
+
+def _step(outcome: Outcome, low: Arm, high: Arm) -> str:
+    below, above = (spread(outcome.of_arm(arm.name), "target/mAP") for arm in (low, high))
+    if below is None or above is None:
+        return f"{low.title} < {high.title}: no result"
+    difference = above.mean - below.mean
+    error = math.sqrt(below.variance_of_mean + above.variance_of_mean)
+    if min(below.n, above.n) < 2:
+        return f"{low.title} < {high.title}: {100 * difference:+.1f} points, one run each"
+    clear = abs(difference) > 2 * error
+    verdict = ("holds" if difference > 0 else "reversed") if clear else "not settled"
+    return f"{low.title} < {high.title} {verdict} ({100 * difference:+.1f} ± {100 * error:.1f} points)"
