@@ -59,12 +59,14 @@ class Driver:
 
     def __init__(self, url, plan, folder):
         ledger = Ledger(url)
-        self.controls, self.search = ledger.open("s", stage="controls"), ledger.open("s", stage="search")
-        search.prepare(plan, (self.controls, self.search))
+        names = [*(["controls"] if plan.controls else []), *(arm.name for arm in plan.arms)]
+        self.stages = {name: ledger.open("s", stage=name) for name in names}
+        self.controls, self.search = self.stages.get("controls"), self.stages.get("search")
+        search.prepare(plan, tuple(self.stages.values()))
         self.watcher, self.stop = Watcher(), Stopped()
         self.searcher = search.StudySearcher(
             plan=plan,
-            stages=(self.controls, self.search),
+            stages=tuple(self.stages.values()),
             make_job=lambda lineage, config: Job(
                 name=lineage.name,
                 config=config.to_json(),
@@ -85,6 +87,12 @@ class Driver:
         self.count += 1
         config = self.searcher.suggest(f"t{self.count}")
         return f"t{self.count}", config
+
+    def run(self):
+        """Finish whatever is asked; return the names in order."""
+        while (answer := self.suggest())[1] != ray.tune.search.Searcher.FINISHED:
+            self.finish(answer[0], 0.3)
+        return [name for name, _ in self.watcher.started]
 
     def finish(self, trial_id, value, outcome="complete", epochs=2):
         history = [
@@ -195,7 +203,7 @@ def test_a_diverged_baseline_ends_the_study_and_another_trial_does_not(url, plan
 def test_start_up_points_lie_in_the_space_and_spread(plan):
     mixed = resolve(parse(MIXED, name="mixed", origin="mixed.toml"), profile_name="embedded", overrides={})
     space = search.distributions(mixed)
-    drawn = [search.start_up_point(mixed, index) for index in range(1, 65)]
+    drawn = [search.start_up_point(mixed, mixed.arms[0], index) for index in range(1, 65)]
     for point in drawn:
         mixed.decode(point)
         assert all(space[name]._contains(space[name].to_internal_repr(value)) for name, value in point.items())
@@ -203,10 +211,82 @@ def test_start_up_points_lie_in_the_space_and_spread(plan):
     assert {point["model.pooling"] for point in drawn} == {"max", "average"}
     small = sum(point["loss.lambda_aal"] < (0.03 * 30) ** 0.5 for point in drawn)
     assert 28 <= small <= 36
-    assert search.start_up_point(mixed, 5) == drawn[4]
+    assert search.start_up_point(mixed, mixed.arms[0], 5) == drawn[4]
 
 
 def test_sampler_seed_moves_with_the_ledger(plan):
     first, second = (search.sampler(plan, num_trials=n) for n in (3, 4))
     assert isinstance(first, optuna.samplers.TPESampler)
     assert first._rng.rng.randint(2**31) != second._rng.rng.randint(2**31)
+
+
+COMPARISON = """
+question = "?"
+trials = 2
+[arms.a]
+[arms.b.set]
+"kernel.bandwidths" = [2]
+"""
+CONDITIONAL = """
+question = "?"
+trials = 14
+start_up = 4
+[arms.a]
+[arms.b.set]
+"loss.lambda_aal" = 2.0
+[space."model.pooling"]
+choices = ["max", "average"]
+[space."kernel.bandwidths"]
+choices = {paper = [1, 5, 10], wide = [10, 50]}
+when = {"model.pooling" = "average"}
+[space."loss.lambda_mdal"]
+low = 0.1
+high = 10
+log = true
+"""
+
+
+def plan_of(text, **kwargs):
+    return resolve(parse(text, name="mine", origin="mine.toml"), profile_name="embedded", overrides={}, **kwargs)
+
+
+def test_a_comparison_trains_the_first_seed_of_every_arm_before_the_second(url, tmp_path):
+    driver = Driver(url, plan_of(COMPARISON, seed=5), tmp_path)
+    arms = ["a", "b", "source_only", "target_bn"]
+    assert driver.run() == [f"{arm}/{index:04d}" for index in range(2) for arm in arms]
+    seeds = {name: config.run.seed for name, config in driver.watcher.started}
+    assert seeds == {f"{arm}/{index:04d}": 5 + index for arm in arms for index in range(2)}
+    assert dict(driver.watcher.started)["b/0001"].kernel.bandwidths == (2.0,)
+    assert {lineage.role for stage in driver.stages.values() for lineage in stage.lineages()} == set(arms)
+
+
+def test_a_comparison_taken_up_again_and_with_more_seeds(url, tmp_path):
+    driver = Driver(url, plan_of(COMPARISON), tmp_path)
+    driver.finish(driver.suggest()[0], 0.3)
+    driver.suggest()  # on the way when the driver dies
+    driver = Driver(url, plan_of(COMPARISON), tmp_path)
+    assert len(driver.run()) == 7
+    driver = Driver(url, plan_of(COMPARISON, trials=3), tmp_path)
+    assert driver.run() == ["a/0002", "b/0002", "source_only/0002", "target_bn/0002"]
+    for stage in driver.stages.values():
+        assert [lineage.last.params["run.seed"] for lineage in stage.lineages()] == [0, 1, 2]
+
+
+def test_arms_are_searched_with_equal_budgets_and_conditions_hold(url, tmp_path):
+    plan = plan_of(CONDITIONAL)
+    driver = Driver(url, plan, tmp_path)
+    names = driver.run()
+    assert names[:2] == ["controls/source_only", "controls/target_bn"] and len(names) == 2 + 2 * 14
+    for arm in plan.arms:
+        points = [lineage.last.params for lineage in driver.stages[arm.name].lineages()]
+        assert points[0] == {"model.pooling": "max", "loss.lambda_mdal": 1.0}
+        assert {point["model.pooling"] for point in points} == {"max", "average"}
+        assert all(("kernel.bandwidths" in point) == (point["model.pooling"] == "average") for point in points)
+    assert {config.loss.lambda_aal for name, config in driver.watcher.started if name.startswith("b/")} == {2.0}
+
+
+def test_a_start_up_point_keeps_to_its_conditions():
+    plan = plan_of(CONDITIONAL)
+    drawn = [search.start_up_point(plan, plan.arms[0], index) for index in range(1, 33)]
+    assert {point["model.pooling"] for point in drawn if "kernel.bandwidths" in point} == {"average"}
+    assert sum("kernel.bandwidths" in point for point in drawn) == sum(p["model.pooling"] == "average" for p in drawn)
