@@ -274,7 +274,8 @@ def _places(options: argparse.Namespace) -> Places:
 def _list() -> int:
     for name in library.names():
         study = library.load(name)
-        sys.stdout.write(f"{name:12} {study.trials:3} trials  {study.question}\n")
+        unit = "seeds " if study.is_comparison else "trials"
+        sys.stdout.write(f"{name:12} {study.trials:3} {unit}  {study.question}\n")
     return 0
 
 

@@ -45,6 +45,8 @@ def table(plan: Plan, outcome: Outcome) -> Table:
             if other not in ours:
                 paper = [_number(numbers(plan, pair, other, source)) for _, source in published]
                 result.add_row(Text(f"{other} (published)", "dim"), "", *[""] * len(metrics), "", *paper)
+    elsewhere = [f"({title[-2]}) published for {source[0]}" for title, source in published if source[0]]
+    result.caption, result.caption_justify = Text("; ".join(elsewhere).replace(" to ", " → ")), "left"
     return result
 
 
@@ -56,7 +58,7 @@ def _published(plan: Plan) -> list[tuple[str, tuple[str | None, str]]]:
     if any(arm.pair in reported for arm in plan.arms):
         return [("paper mAP %", (None, "mAP")), ("paper rank-1 %", (None, "rank1"))]
     with_map = [pair for pair, rows in reported.items() if any("mAP" in found for found in rows.values())]
-    return [(f"paper mAP %, {pair.replace(' to ', ' → ')}", (pair, "mAP")) for pair in with_map[:2]]
+    return [(f"paper mAP % ({letter})", (pair, "mAP")) for letter, pair in zip("ab", with_map, strict=False)]
 
 
 def numbers(plan: Plan, pair: str, row: str, source: tuple[str | None, str]) -> float | None:
@@ -96,14 +98,16 @@ def sentences(plan: Plan, outcome: Outcome) -> list[str]:
 
 def _order(plan: Plan, outcome: Outcome, arms: list[Arm]) -> list[str]:
     """Compare neighbours in the published order of mAP with ours: the difference of means ± its standard error."""
-    lines = []
+    lines: dict[str, list[str]] = {}
     for title, source in _published(plan):
-        known = {arm: numbers(plan, arm.pair, arm.row, source) for arm in arms}
-        ranked = sorted((arm for arm in arms if known[arm] is not None), key=lambda arm: known[arm] or 0)
+        known = {arm.name: numbers(plan, arm.pair, arm.row, source) for arm in arms}
+        ranked = sorted((arm for arm in arms if known[arm.name] is not None), key=lambda arm: known[arm.name] or 0)
         steps = [_step(outcome, low, high) for low, high in itertools.pairwise(ranked)] if source[1] == "mAP" else []
         if steps:
-            lines.append(f"Published order by {title}, lowest first, and here: {'; '.join(steps)}.")
-    return lines
+            lines.setdefault("; ".join(steps), []).append(title)
+    return [
+        f"Published order by {' and '.join(titles)}, lowest first, and here: {step}." for step, titles in lines.items()
+    ]
 
 
 def _step(outcome: Outcome, low: Arm, high: Arm) -> str:

@@ -157,7 +157,7 @@ class Console:
         for note in record.get("notes", []):
             self.say(f"{name}: {note}")
         if self._live is None:
-            value = trial.metrics.get(self._plan.metric)
+            value = {**trial.metrics, **record.get("metrics", {})}.get(self._plan.metric)
             reason = f": {record['reason']}" if record.get("reason") else ""
             self.say(f"{name} {state}{reason}, {self._plan.metric} {percent(value)} %, {self._eta()}")
 
