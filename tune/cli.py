@@ -99,12 +99,20 @@ def _add_what(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the study (default: 0)")
     group.add_argument(
+        "--weights",
+        metavar="FILE|imagenet|none",
+        help="the backbone's starting weights (default: the profile's; imagenet: torch's cache, else a download)",
+    )
+    group.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="fix a config field, e.g. optim.num_epochs=6"
     )
 
 
 def _add_where(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--data-root", type=Path, metavar="DIR", help="folder that holds the datasets; never written to")
+    group.add_argument(
+        "--strict-counts", action="store_true", help="refuse datasets without their published counts (default: warn)"
+    )
     group.add_argument(
         "--out",
         type=Path,
@@ -190,6 +198,7 @@ def _main(options: argparse.Namespace, arguments: list[str]) -> int:
         trials_per_gpu=options.trials_per_gpu,
         address=options.address,
         promote=options.promote,
+        strict_counts=options.strict_counts,
         lease_seconds=options.lease_seconds,
         command=_command(arguments),
         python=_shortest(sys.executable),
@@ -226,7 +235,7 @@ def _plan(options: argparse.Namespace) -> Plan:
     plan = resolve(
         library.load(options.study),
         profile_name=chosen,
-        overrides=dict(_setting(text) for text in options.set),
+        overrides=_overrides(options),
         source=options.source,
         target=options.target,
         seed=options.seed,
@@ -244,6 +253,15 @@ def _plan(options: argparse.Namespace) -> Plan:
             layout = "Market-1501-v15.09.15/{bounding_box_train,query,bounding_box_test}"
             raise ConfigError(f"{option} {name} needs --data-root DIR, the folder that holds {layout}.")
     return plan
+
+
+def _overrides(options: argparse.Namespace) -> dict[str, Any]:
+    overrides = dict(_setting(text) for text in options.set)
+    if options.weights is not None:
+        if "model.weights" in overrides:
+            raise ConfigError("--weights and --set model.weights say the same thing; give one of them.")
+        overrides["model.weights"] = options.weights
+    return overrides
 
 
 def _setting(text: str) -> tuple[str, Any]:

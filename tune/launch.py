@@ -61,7 +61,9 @@ def _run(request: Request, console: Console) -> int:
     where = request.places
     preflight.check_places(where)
     with console.bars() as progress:
-        stores = preflight.prepare_stores(request.plan.configs(), where, progress=progress)
+        stores = preflight.prepare_stores(
+            request.plan.configs(), where, strict_counts=request.strict_counts, progress=progress
+        )
     preflight.check_trainings(request.plan.configs(), stores)
     pairs = dict.fromkeys(arm.pair for arm in request.plan.arms)
     experiment_name = next(iter(pairs)) if len(pairs) == 1 else f"{request.plan.study.name}: {len(pairs)} pairs"

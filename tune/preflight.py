@@ -125,7 +125,11 @@ def _check_server(uri: str) -> None:
 
 
 def prepare_stores(
-    configs: Sequence[TrialConfig], where: Places, *, progress: Callable[[str, int, int], None]
+    configs: Sequence[TrialConfig],
+    where: Places,
+    *,
+    strict_counts: bool = False,
+    progress: Callable[[str, int, int], None],
 ) -> Stores:
     """Open or build the store of every dataset that the configs name.
 
@@ -143,6 +147,7 @@ def prepare_stores(
             name,
             data_root=where.data_root,
             cache_dir=where.cache_dir,
+            strict_counts=strict_counts,
             attributes_required=name in sources,
             progress=progress,
         )

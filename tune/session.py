@@ -31,6 +31,7 @@ class Request:
     trials_per_gpu: int
     address: str | None
     promote: Literal["never", "candidate"]
+    strict_counts: bool = False
     lease_seconds: float
     command: str
     """What to type to go on."""
