@@ -285,10 +285,19 @@ def _promote(session: Session, recorder: Recorder, client: MlflowClient, found: 
 def _close(session: Session, recorder: Recorder, found: outcomes.Outcome, promoted: str) -> None:
     """Close the study's run and write the outcome beside the databases."""
     record = found.to_json() | {"study": session.study_id, "question": session.plan.study.question}
-    path = session.request.places.out / f"{session.study_id}.json"
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(record, indent=1))
-    temporary.replace(path)
+    page = summary.page(
+        session.plan,
+        found,
+        study_id=session.study_id,
+        command=session.request.command,
+        commits=session.registry.study.user_attrs["commits"],
+        seconds=session.training_seconds(),
+    )
+    for suffix, content in ((".json", json.dumps(record, indent=1)), (".txt", page)):
+        path = session.request.places.out / f"{session.study_id}{suffix}"
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(content)
+        temporary.replace(path)
     metrics: dict[str, float] = {}
     if found.best is not None and found.best.value is not None:
         metrics[f"best/{found.metric}"] = found.best.value
@@ -298,13 +307,18 @@ def _close(session: Session, recorder: Recorder, found: outcomes.Outcome, promot
     recorder.finish_study(
         metrics=metrics,
         tags={"best": found.best.name if found.best else "none", "promotion": promoted},
-        artifacts={"outcome.json": record, "study.json": study, "baseline.json": session.plan.baseline.flatten()},
+        artifacts={
+            "outcome.json": record,
+            "result.txt": page,
+            "study.json": study,
+            "baseline.json": session.plan.baseline.flatten(),
+        },
     )
 
 
 def _where(session: Session, console: Console) -> None:
     where = session.request.places
-    console.say(f"Result: {where.out / f'{session.study_id}.json'}")
+    console.say(f"Result: {where.out / session.study_id}.txt and .json")
     if where.tracking.startswith(("http://", "https://")):
         console.say(f"MLflow: {where.tracking}")
     else:

@@ -97,6 +97,15 @@ class Session:
                 told += [f"{lineage.name}: {note}" for note in read_result(self.folder_of(lineage.name))["notes"]]
         return told
 
+    def training_seconds(self) -> list[float]:
+        """Return the time that each finished training took, its evaluation included."""
+        found = []
+        for lineage in self.lineages():
+            with contextlib.suppress(CheckpointError):
+                record = read_result(self.folder_of(lineage.name))
+                found.append(sum(r["metrics"]["train/seconds"] for r in record["history"]) + record["test_seconds"])
+        return found
+
     def commits(self, commit: str) -> list[str]:
         """Return the commits that have driven this study, this one last."""
         before = [known for known in self.registry.study.user_attrs.get("commits", []) if known != commit]

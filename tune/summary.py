@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import datetime
+import io
+import statistics
+
 import rich.box
+from rich.console import Console as RichConsole
 from rich.table import Table
 from rich.text import Text
 
 from studies.plan import SEARCH, Plan
-from tune import comparison
+from tune import comparison, provenance
 from tune.console import percent, points, short, symbol
 from tune.outcome import Outcome, Row
 
+PAGE_WIDTH = 110
 TITLES = {"source_only": "source only (control)", "target_bn": "target in BN (control)"}
 
 
@@ -32,6 +38,31 @@ def table(plan: Plan, outcome: Outcome) -> Table:
         official = [percent(row.metrics.get(key)) for key in ("target/mAP", "target/rank1")]
         result.add_row(title, *shown, value, difference, *official)
     return result
+
+
+def page(plan: Plan, outcome: Outcome, *, study_id: str, command: str, commits: list[str], seconds: list[float]) -> str:
+    """Return the result as text that stands on its own: what was run, on what, and what came out.
+
+    Args:
+        plan: What was asked.
+        outcome: What came out.
+        study_id: The study.
+        command: What was typed.
+        commits: Of the code that drove the study.
+        seconds: Time of each training, its evaluation included.
+    """
+    cost = f"{statistics.fmean(seconds):.1f} s a training (n = {len(seconds)}" if seconds else "no training is over"
+    cost += f", sd {statistics.stdev(seconds):.1f})" if len(seconds) > 1 else ")" if seconds else ""
+    versions = ", ".join(f"{name} {version}" for name, version in provenance.versions().items())
+    head = [
+        f"{study_id}, {datetime.date.today().isoformat()}: {command}",
+        f"{provenance.hardware()}; {versions}; commit {', '.join(commits)}; profile {plan.profile}; {cost}",
+    ]
+    console = RichConsole(file=io.StringIO(), width=PAGE_WIDTH, highlight=False)
+    for part in (*map(Text, head), table(plan, outcome), *map(Text, sentences(plan, outcome))):
+        console.print(part)
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    return "\n".join(line.rstrip() for line in lines) + "\n"
 
 
 def _config(plan: Plan, row: Row) -> dict[str, object]:
