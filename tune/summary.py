@@ -28,7 +28,7 @@ def table(plan: Plan, outcome: Outcome) -> Table:
     result.add_column("setting", no_wrap=True)
     for name in plan.study.space:
         result.add_column(symbol(name), justify="right")
-    for title in (f"{outcome.metric.replace('/', ' ')} %", "Δ points", "target mAP %", "target rank-1 %"):
+    for title in (f"{outcome.metric.replace('/', chr(10))} %", "Δ\npoints", "target\nmAP %", "target\nrank-1 %"):
         result.add_column(title, justify="right")
     for title, row in _compared(plan, outcome):
         flat = _config(plan, row)

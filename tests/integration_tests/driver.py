@@ -72,6 +72,11 @@ class Driver:
         children = psutil.Process(self.process.pid).children(recursive=True)
         return next(child for child in children if child.name() == "raylet")
 
+    def end(self):
+        """Leave no process behind, whatever became of the test."""
+        if self.process is not None and self.process.poll() is None:
+            self.kill()
+
     def kill(self, number=signal.SIGKILL):
         os.kill(self.process.pid, number)
         return self.process.wait(60)

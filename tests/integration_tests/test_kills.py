@@ -17,8 +17,7 @@ EPOCHS, TRIALS = 3, 4
 def driver(tmp_path, embedded_cache):
     driver = Driver(tmp_path, cache=embedded_cache)
     yield driver
-    if driver.process is not None and driver.process.poll() is None:
-        driver.kill()
+    driver.end()
 
 
 def test_driver_killed_at_random_moments(driver):
@@ -69,11 +68,12 @@ def test_a_ray_that_dies_ends_the_command_and_not_the_study(driver):
     check_exactly_once(driver, trials=TRIALS, epochs=EPOCHS)
 
 
-def test_second_driver_is_refused_and_a_thawed_one_changes_nothing(driver, tmp_path):
+def test_second_driver_is_refused_and_a_thawed_one_changes_nothing(driver, request):
     frozen = Driver.__new__(Driver)
     frozen.__dict__.update(driver.__dict__)
     frozen.command = [*driver.command[:-1], "3"]
     frozen.start()
+    request.addfinalizer(frozen.end)
     frozen.wait_for(lambda: len(frozen.epochs()) >= 1)
     code, text = driver.run(timeout=120)
     assert code == 2 and re.search(r"being driven by process \d+ on .*, whose lease lasts for \d+ s more", text), text
