@@ -133,8 +133,21 @@ def _check_baseline(plan: Plan) -> None:
         )
         if not inside:
             raise ConfigError(f"{plan.study.origin}: [space] {name!r} must contain the baseline, {value!r}; widen it.")
+    _check_space(plan)
     if plan.baseline.data.num_val_ids == 0:
         raise ConfigError("data.num_val_ids=0 leaves no target_val, the objective of this study; set it to 1 or more.")
+
+
+def _check_space(plan: Plan) -> None:
+    """Every value must go with the rest of the baseline: a refusal in the middle of a study comes too late."""
+    for name, dimension in plan.study.space.items():
+        if isinstance(dimension, Range):
+            continue
+        for label in dimension.labels():
+            try:
+                plan.decode({name: label})
+            except ConfigError as error:
+                raise ConfigError(f"{plan.study.origin}: [space] {name!r}, {label!r}: {error}") from None
 
 
 def grown(plan: Plan, *, trials: int) -> Plan:
