@@ -26,6 +26,13 @@ def run(config, source, target):
 
 
 @pytest.fixture(scope="module")
+def target(target):
+    """The tiny target with so much noise that retrieval makes mistakes."""
+    noise = np.random.default_rng(0).normal(0, 150, target.images.shape)
+    return dataclasses.replace(target, images=(target.images + noise).clip(0, 255).astype(np.uint8))
+
+
+@pytest.fixture(scope="module")
 def finished(tiny, source, target):
     return run(tiny.with_overrides(HELD_OUT), source, target)
 
@@ -194,13 +201,11 @@ TABLE = [
 
 
 @pytest.mark.parametrize("overrides", TABLE, ids=str)
-@pytest.mark.parametrize("num_val_ids", [0, 6])
-def test_every_other_reading_of_the_paper_trains_and_is_tested(tiny, source, target, overrides, num_val_ids):
-    config = tiny.with_overrides({"optim.num_epochs": 2, "data.num_val_ids": num_val_ids, **overrides})
-    training = run(config, source, target)
-    plain = run(tiny.with_overrides({"optim.num_epochs": 2, "data.num_val_ids": num_val_ids}), source, target)
+def test_every_other_reading_of_the_paper_trains_and_is_tested(finished, source, target, overrides):
+    training = run(finished.config.with_overrides(overrides), source, target)
     first, last = training.history
     assert np.isfinite(list((last.metrics() | training.test().metrics()).values())).all()
     assert last.losses["identity"] < first.losses["identity"]
-    assert {report.retrieval.keys() == set() for report in training.history} == {num_val_ids == 0}
-    assert [report.losses for report in training.history] != [report.losses for report in plain.history]
+    given = {"rows": target.domain.rows("query"), "height": 32, "width": 16, "hardware": training.hardware}
+    ours, theirs = (evaluate.embed(one.evaluated_model, target.images, **given) for one in (training, finished))
+    assert not torch.equal(ours, theirs)

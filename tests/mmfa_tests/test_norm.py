@@ -195,7 +195,9 @@ def test_statistics_of_the_target_that_are_not_finite_are_divergence(tiny, sourc
 @pytest.mark.parametrize("mode", ["joint", "domain"])
 def test_without_target_images_a_mode_of_two_domains_is_separate(tiny, source, target, mode):
     off = {**SHORT, "data.use_target": False, "loss.lambda_aal": 0.0, "loss.lambda_mdal": 0.0}
-    one, other = (run(tiny.with_overrides({**off, "model.bn_mode": name}), source, target) for name in (mode, "separate"))
+    one, other = (
+        run(tiny.with_overrides({**off, "model.bn_mode": name}), source, target) for name in (mode, "separate")
+    )
     assert numbers(one) == numbers(other)
     assert same(one.model.state_dict(), other.model.state_dict())
     assert one.test() == other.test()
