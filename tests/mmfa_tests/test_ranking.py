@@ -132,8 +132,9 @@ def test_rank_outside_the_cmc():
 
 def test_report_survives_json():
     report = one_query([0, 1, 0, 1])
-    for report in (report, dataclasses.replace(report, mAP_cosine=0.25)):
-        assert RetrievalReport.from_json(report.to_json()) == report
+    assert RetrievalReport.from_json(report.to_json()) == report
+    report = dataclasses.replace(report, mAP_cosine=0.25)
+    assert RetrievalReport.from_json(report.to_json()) == report
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 100])
