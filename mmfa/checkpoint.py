@@ -23,7 +23,7 @@ from torch import Tensor
 
 from mmfa.config import TrialConfig, canonical_json
 from mmfa.errors import CheckpointError, ConfigError
-from mmfa.model import MMFA
+from mmfa.model import MMFA, build
 
 logger = logging.getLogger(__name__)
 
@@ -160,7 +160,7 @@ def load_model(folder: Path) -> tuple[MMFA, TrialConfig]:
     state = exported.state
     try:
         config = TrialConfig.from_json(state["config"])
-        model = MMFA(config.model, num_ids=len(state["pids"]), num_attributes=len(state["attribute_names"]))
+        model = build(config, num_ids=len(state["pids"]), num_attributes=len(state["attribute_names"]))
     except (ConfigError, KeyError, TypeError, ValueError) as error:
         raise other_version(exported, str(error).rstrip(".")) from error
     check_tensors(exported, exported.tensors, model.state_dict())
@@ -193,6 +193,18 @@ def check_tensors(saved: Checkpoint, found: Mapping[str, Tensor], wanted: Mappin
     if differing:
         more = f", ... ({len(differing)} in all)" if len(differing) > _NUM_NAMED else ""
         raise other_version(saved, f"differing tensors: {', '.join(differing[:_NUM_NAMED])}{more}")
+
+
+def named(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors whose names start with ``prefix/``, without it."""
+    return {name.removeprefix(f"{prefix}/"): value for name, value in tensors.items() if name.startswith(f"{prefix}/")}
+
+
+def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
+    """Return ``"key (theirs, here ours)"`` of each key whose values differ or that only one of them has."""
+    keys = [*ours, *(key for key in theirs if key not in ours)]
+    shown = {key: [repr(side[key]) if key in side else "absent" for side in (theirs, ours)] for key in keys}
+    return [f"{key} ({left}, here {right})" for key, (left, right) in shown.items() if left != right]
 
 
 def _write(folder: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:

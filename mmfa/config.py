@@ -24,13 +24,8 @@ BatchNormMode = Literal["separate", "joint", "domain", "frozen"]
 Scale = Literal["dim", "absolute", "l2norm", "median"]
 Age = Literal["onehot", "binary", "drop"]
 
-LATER: dict[str, tuple[Any, ...]] = {
-    "model.pooling": ("gem",),
-    "model.bn_mode": ("joint", "domain", "frozen"),
-    "model.attribute_features": ("hidden",),
-    "kernel.scale": ("l2norm", "median"),
-}
-"""Values that the method names but this version does not implement yet: refused by name."""
+GEM_P_MIN, GEM_P_MAX = 1.0, 64.0
+"""Range of the exponent of the generalised mean, also while it is learnt."""
 
 
 def _ranged(default: Any, **limits: float) -> Any:
@@ -62,9 +57,15 @@ class ModelConfig(_Section):
     last_stride: Literal[1, 2] = 2
     """Stride of the last stage."""
     pooling: Pooling = "max"
-    """Global pooling of the last feature maps; ``max`` is the paper's GMP."""
+    """Global pooling of the last feature maps: ``max`` is the paper's GMP, ``gem`` the generalised mean."""
+    gem_p: float = _ranged(3.0, ge=GEM_P_MIN, le=GEM_P_MAX)
+    """``gem`` only: where the learnt exponent starts; 1 is the average, a large one nears the maximum."""
     bn_mode: BatchNormMode = "separate"
-    """How source and target share BatchNorm; ``separate``: one after the other through shared statistics."""
+    """How source and target share BatchNorm.
+
+    ``separate``: one after the other through shared statistics; ``joint``: as one batch; ``domain``: statistics of each
+    domain, shared affine weights; ``frozen``: the backbone keeps the statistics that it was loaded with.
+    """
     id_head_width: int = _ranged(512, ge=0, le=8192)
     """Hidden width of the identity head; 0 leaves BN, dropout and one linear layer."""
     attr_head_width: int = _ranged(512, ge=0, le=8192)
@@ -73,6 +74,14 @@ class ModelConfig(_Section):
     """What L_AAL aligns of an attribute: its 1-D pre-sigmoid output, or the hidden layer of its head."""
     dropout: float = _ranged(0.5, ge=0, lt=1)
     """Dropout rate of the heads."""
+
+    def __post_init__(self) -> None:
+        _Section.__post_init__(self)
+        if self.attribute_features == "hidden" and self.attr_head_width == 0:
+            raise ConfigError(
+                "model.attribute_features='hidden' needs a hidden layer in the attribute heads, but got "
+                "model.attr_head_width=0; set the width above 0, or the features to 'logit'."
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,7 +105,11 @@ class KernelConfig(_Section):
     bandwidths: tuple[float, ...] = (1.0, 5.0, 10.0)  # α
     """Bandwidths whose kernels are averaged."""
     scale: Scale = "dim"
-    """What d² is divided by: ``dim`` the number of dimensions, ``absolute`` nothing (eq. 5 to the letter)."""
+    """How d² is scaled.
+
+    ``dim``: divided by the number of dimensions; ``absolute``: not at all (eq. 5 to the letter); ``l2norm``: between
+    features of unit length; ``median``: divided by its median over the batch.
+    """
 
     def __post_init__(self) -> None:
         _Section.__post_init__(self)
@@ -187,7 +200,7 @@ class TrialConfig:
     """Everything that decides the result of one training.
 
     Raises:
-        ConfigError: a value of the wrong type, out of range, not implemented, or at odds with another.
+        ConfigError: a value of the wrong type, out of range, or at odds with another.
     """
 
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -198,14 +211,6 @@ class TrialConfig:
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
-        flat = self.flatten()
-        for name, values in LATER.items():
-            if flat[name] in values:
-                raise ConfigError(
-                    f"{name}={flat[name]!r} is not implemented in this version; use {_implemented(name)}."
-                )
-        if self.optim.backbone_lr_mult != 1.0:
-            raise ConfigError("optim.backbone_lr_mult other than 1 is not implemented in this version; leave it at 1.")
         if not self.data.use_target and (self.loss.lambda_aal or self.loss.lambda_mdal):
             raise ConfigError(
                 "data.use_target=false leaves nothing to align, but got "
@@ -329,10 +334,6 @@ def _hints(section: type) -> dict[str, Any]:
 
 def _section_name(section: type) -> str:
     return section.__name__.removesuffix("Config").lower()
-
-
-def _implemented(name: str) -> str:
-    return " or ".join(repr(value) for value in typing.get_args(field_type(name)) if value not in LATER[name])
 
 
 def coerce(name: str, value: Any, hint: Any) -> Any:

@@ -71,18 +71,21 @@ class LossLog:
 
 
 def kernel_metrics(source: Features, target: Features, *, kernel: KernelConfig) -> dict[str, float]:
-    """Return liveness, median distance and plateau of the pooled features, and liveness of the attribute outputs."""
+    """Return what the kernel makes of the pooled features and, where there are attributes, of what L_AAL aligns."""
     deep = kernel_report(
         source.pooled_BD[:, None], target.pooled_BD[:, None], bandwidths=kernel.bandwidths, scale=kernel.scale
     )
-    metrics = {"kernel_liveness": deep.liveness, "median_d2": deep.median_d2, "plateau": float(deep.plateau)}
+    metrics = {
+        "kernel_liveness": deep.liveness,
+        "median_d2": deep.median_d2,
+        "plateau": float(deep.plateau),
+        "unbiased": deep.unbiased,
+    }
     if source.attributes_BM.shape[1]:
-        metrics["attribute_liveness"] = kernel_report(
-            source.attributes_BM[:, :, None],
-            target.attributes_BM[:, :, None],
-            bandwidths=kernel.bandwidths,
-            scale=kernel.scale,
-        ).liveness
+        attributes = kernel_report(
+            source.aligned_attributes(), target.aligned_attributes(), bandwidths=kernel.bandwidths, scale=kernel.scale
+        )
+        metrics |= {"attribute_liveness": attributes.liveness, "attribute_unbiased": attributes.unbiased}
     return metrics
 
 

@@ -1,26 +1,40 @@
 """Embed images with a model and judge its retrieval by a dataset's protocol.
 
-Shapes: N images, D pooled dimensions.
+Shapes: N images, D pooled dimensions, M attributes.
 """
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
+from mmfa.config import Age, TrialConfig
+from mmfa.data.attributes import encode
 from mmfa.data.batches import prepare
-from mmfa.data.records import Bytes, Ints
+from mmfa.data.protocols import directions
+from mmfa.data.records import Bools, Bytes, Domain, Floats, Ints
 from mmfa.data.store import Store
+from mmfa.errors import ConfigError
 from mmfa.hardware import Hardware
 from mmfa.model import MMFA
-from mmfa.ranking import RetrievalReport, distances, rank
+from mmfa.norm import DomainRole
+from mmfa.ranking import RetrievalReport, distances, mean_report, rank
+from mmfa.reports import TestReport
 
 BATCH = 128
 """Images embedded at once."""
 
 
 @torch.no_grad()
-def embed(model: MMFA, images: Bytes, rows: Ints, *, height: int, width: int, hardware: Hardware) -> Tensor:
+def embed(
+    model: MMFA, images: Bytes, rows: Ints, *, height: int, width: int, hardware: Hardware,
+    domain: DomainRole = "target",
+) -> Tensor:  # fmt: skip
     """Return the un-normalised pooled features of images; the model is left in the mode it came in.
 
     Args:
@@ -30,6 +44,7 @@ def embed(model: MMFA, images: Bytes, rows: Ints, *, height: int, width: int, ha
         height: of the network's input, pixels.
         width: of the network's input, pixels.
         hardware: device, autocast and memory format.
+        domain: whose BatchNorm statistics are used, where each has its own.
 
     Returns:
         features_ND, float32, on the model's device.
@@ -41,15 +56,16 @@ def embed(model: MMFA, images: Bytes, rows: Ints, *, height: int, width: int, ha
         for begin in range(0, len(rows), BATCH):
             images_BCHW = prepare(images[rows[begin : begin + BATCH]], height=height, width=width)
             with hardware.autocast():
-                features_ND[begin : begin + BATCH] = model.embed(hardware.place(images_BCHW))
+                features_ND[begin : begin + BATCH] = model.embed(hardware.place(images_BCHW), domain=domain)
     finally:
         model.train(was_training)
     return features_ND
 
 
 def evaluate(
-    model: MMFA, store: Store, *, query_rows: Ints, gallery_rows: Ints, height: int, width: int, hardware: Hardware
-) -> RetrievalReport:
+    model: MMFA, store: Store, *, query_rows: Ints, gallery_rows: Ints, height: int, width: int, hardware: Hardware,
+    domain: DomainRole = "target",
+) -> RetrievalReport:  # fmt: skip
     """Return the retrieval of query images in gallery images, by L2 distance of un-normalised features (sec. 4.1).
 
     Args:
@@ -60,20 +76,127 @@ def evaluate(
         height: of the network's input, pixels.
         width: of the network's input, pixels.
         hardware: device, autocast and memory format.
+        domain: whose BatchNorm statistics are used, where each has its own.
 
     Raises:
         DataError: an empty gallery, or no query with a positive.
         NotFiniteError: features that are not finite.
     """
-    query_ND, gallery_ND = (
-        embed(model, store.images, rows, height=height, width=width, hardware=hardware)
+    query_QD, gallery_GD = (
+        embed(model, store.images, rows, height=height, width=width, hardware=hardware, domain=domain)
         for rows in (query_rows, gallery_rows)
     )
-    pids, camids = store.domain.pids, store.domain.camids
-    return rank(
-        distances(query_ND, gallery_ND),
-        query_pids=pids[query_rows],
-        query_camids=camids[query_rows],
-        gallery_pids=pids[gallery_rows],
-        gallery_camids=camids[gallery_rows],
+    return _rank(query_QD, gallery_GD, store.domain, query_rows, gallery_rows)
+
+
+def evaluate_test(
+    model: MMFA, store: Store, *, config: TrialConfig, attribute_names: Sequence[str], hardware: Hardware
+) -> TestReport:
+    """Judge a finished model by the official test split of a target: every direction, and its attributes.
+
+    Each image is embedded once.
+
+    Args:
+        model: on ``hardware.device``.
+        store: the target, with its official splits.
+        config: of the model's training.
+        attribute_names: columns of the model's attribute heads.
+        hardware: device, autocast and memory format.
+
+    Raises:
+        ConfigError: a target without query images.
+        DataError: an empty gallery, or no query with a positive.
+        NotFiniteError: features that are not finite.
+    """
+    ways = directions(store.domain)
+    if not any(len(query_rows) for query_rows, _ in ways.values()):
+        raise ConfigError(
+            f"a test needs query images with known identities, but {store.domain.name} has none; "
+            "test on a dataset that is labelled."
+        )
+    rows = np.unique(np.concatenate([part for way in ways.values() for part in way]))
+    data = config.data
+    features_ND = embed(model, store.images, rows, height=data.image_height, width=data.image_width, hardware=hardware)
+    retrieval: dict[str, RetrievalReport] = {}
+    for suffix, way in ways.items():
+        query_QD, gallery_GD = (features_ND[np.searchsorted(rows, part)] for part in way)
+        name = f"target_{suffix}" if suffix else "target"
+        retrieval[name] = _rank(query_QD, gallery_GD, store.domain, *way, with_cosine=True)
+    if "target" not in retrieval:
+        retrieval = {"target": mean_report(list(retrieval.values())), **retrieval}
+    attributes = _attribute_transfer(
+        model, features_ND, rows, store.domain, attribute_names=attribute_names, age=data.age
     )
+    return TestReport(retrieval=retrieval, attributes=attributes)
+
+
+def attribute_accuracy(outputs_NM: Floats, values_NM: Floats, mask_NM: Bools) -> dict[str, float]:
+    """Return the accuracy over annotated entries, and its balanced form; nothing where nothing is annotated.
+
+    Args:
+        outputs_NM: pre-sigmoid outputs; above 0 means yes.
+        values_NM: 0 or 1.
+        mask_NM: true where annotated.
+
+    Returns:
+        ``attribute_accuracy``, the mean over all entries, and ``attribute_balanced_accuracy``, the mean over attributes
+        of the mean over the classes that occur.
+    """
+    if not mask_NM.any():
+        return {}
+    correct_NM = (outputs_NM > 0) == (values_NM > 0)
+    balanced = []
+    for correct_N, yes_N, mask_N in zip(correct_NM.T, values_NM.T > 0, mask_NM.T, strict=True):
+        classes = [correct_N[mask_N & (yes_N == value)] for value in (False, True)]
+        occurring = [float(members.mean()) for members in classes if len(members)]
+        if occurring:
+            balanced.append(sum(occurring) / len(occurring))
+    return {
+        "attribute_accuracy": float(correct_NM[mask_NM].mean()),
+        "attribute_balanced_accuracy": sum(balanced) / len(balanced),
+    }
+
+
+def _rank(
+    query_QD: Tensor, gallery_GD: Tensor, domain: Domain, query_rows: Ints, gallery_rows: Ints,
+    *, with_cosine: bool = False,
+) -> RetrievalReport:  # fmt: skip
+    def ranked(query_QD: Tensor, gallery_GD: Tensor) -> RetrievalReport:
+        return rank(
+            distances(query_QD, gallery_GD),
+            query_pids=domain.pids[query_rows],
+            query_camids=domain.camids[query_rows],
+            gallery_pids=domain.pids[gallery_rows],
+            gallery_camids=domain.camids[gallery_rows],
+        )
+
+    report = ranked(query_QD, gallery_GD)
+    if not with_cosine:
+        return report
+    # Between unit vectors d² = 2 - 2 cos: the order is that of cosine distance.
+    cosine = ranked(functional.normalize(query_QD), functional.normalize(gallery_GD))
+    return dataclasses.replace(report, mAP_cosine=cosine.mAP)
+
+
+@torch.no_grad()
+def _attribute_transfer(
+    model: MMFA, features_ND: Tensor, rows: Ints, domain: Domain, *, attribute_names: Sequence[str], age: Age
+) -> dict[str, float]:
+    """Return how well the heads, trained on the source, tell the target's attributes of the same name."""
+    if domain.attributes is None:
+        return {}
+    table = encode(domain.attributes, age=age)
+    common = [name for name in attribute_names if name in table.names]
+    annotated = np.isin(domain.pids[rows], table.pids)
+    if not common or not annotated.any():
+        return {}
+    values_NM, mask_NM = table.rows(domain.pids[rows[annotated]])
+    theirs, ours = ([names.index(name) for name in common] for names in (table.names, list(attribute_names)))
+    was_training = model.training
+    model.eval()
+    try:  # in batches: the hidden layers of all heads are many times as wide as the features
+        chosen_ND = features_ND[torch.from_numpy(annotated).to(features_ND.device)]
+        outputs_NM = torch.cat([model.attributes(part_BD) for part_BD in torch.split(chosen_ND, BATCH)])
+    finally:
+        model.train(was_training)
+    return attribute_accuracy(outputs_NM[:, ours].cpu().numpy(), values_NM[:, theirs], mask_NM[:, theirs])

@@ -1,7 +1,7 @@
 """Squared maximum mean discrepancy under a mixture of RBF kernels (eq. 3-6), for M sets of features at once.
 
 Shapes: N source and P target samples, J = N + P joint samples, M independent sets of features, D dimensions of each.
-L_AAL takes M attributes of D = 1, L_MDAL one set (M = 1) of D pooled dimensions.
+L_AAL takes M attributes of D = 1 (or of their hidden layers' D), L_MDAL one set (M = 1) of D pooled dimensions.
 """
 
 from __future__ import annotations
@@ -18,6 +18,12 @@ from mmfa.config import Scale
 PLATEAU = 1e-3
 """Relative distance from 1/N + 1/P below which an estimate says nothing but that all samples differ."""
 
+SHORTEST = 1e-6
+"""``l2norm``: a feature shorter than this has no direction and stays as it is."""
+
+SMALLEST_MEDIAN = 1e-6
+"""``median``: d² is divided by no less than this, or equal samples would be divided by 0."""
+
 
 class KernelReport(NamedTuple):
     """Whether a kernel can see its features; means over the M sets, as floats."""
@@ -28,6 +34,8 @@ class KernelReport(NamedTuple):
     """Median squared distance over the same pairs, before any scale."""
     plateau: bool
     """Whether MMD² sits at 1/N + 1/P, its value where all kernels between different samples are 0."""
+    unbiased: float
+    """Mean of the unbiased estimate (U-statistic) of MMD²: about 0 where the distributions agree, then often below."""
 
 
 def squared_mmd(source_NMD: Tensor, target_PMD: Tensor, *, bandwidths: Sequence[float], scale: Scale) -> Tensor:
@@ -40,7 +48,10 @@ def squared_mmd(source_NMD: Tensor, target_PMD: Tensor, *, bandwidths: Sequence[
         source_NMD: source features.
         target_PMD: target features; P may differ from N.
         bandwidths: α, each above 0.
-        scale: ``dim`` divides d² by D, ``absolute`` by nothing.
+        scale: ``dim`` divides d² by D, ``absolute`` by nothing, ``median`` by its median over the pairs of different
+            joint samples of each set, a constant to the gradient (of an even number of pairs the lower of the middle
+            two); ``l2norm`` scales each feature to length 1 instead, but for D = 1, which it leaves as it is: only the
+            sign would remain.
 
     Returns:
         mmd2_M, float64 where both inputs are, else float32; 0 up to rounding where the samples are the same.
@@ -49,10 +60,10 @@ def squared_mmd(source_NMD: Tensor, target_PMD: Tensor, *, bandwidths: Sequence[
     >>> round(squared_mmd(one, two, bandwidths=[1.0], scale="dim").item(), 6)
     0.0
     """
-    joint_MJD = _joint(source_NMD, target_PMD)
+    joint_MJD = _scaled(_joint(source_NMD, target_PMD), scale)
     divisor = _divisor(source_NMD.shape[2], scale)
     rates = tuple(-0.5 / (bandwidth * divisor) for bandwidth in bandwidths)
-    mmd2_M: Tensor = _SquaredMMD.apply(joint_MJD, source_NMD.shape[0], rates)
+    mmd2_M: Tensor = _SquaredMMD.apply(joint_MJD, source_NMD.shape[0], rates, scale == "median")
     return mmd2_M
 
 
@@ -60,32 +71,47 @@ def squared_mmd(source_NMD: Tensor, target_PMD: Tensor, *, bandwidths: Sequence[
 def kernel_report(source_NMD: Tensor, target_PMD: Tensor, *, bandwidths: Sequence[float], scale: Scale) -> KernelReport:
     """Return whether the kernel is alive on these features, arguments as in :func:`squared_mmd`."""
     num_source, num_target = len(source_NMD), len(target_PMD)
-    d2_MJJ = _squared_distances(_joint(source_NMD, target_PMD))
+    joint_MJD = _joint(source_NMD, target_PMD)
+    d2_MJJ = _squared_distances(_scaled(joint_MJD, scale))
+    if scale == "median":
+        d2_MJJ /= _floored_median(d2_MJJ)
     divisor = _divisor(source_NMD.shape[2], scale)
     kernel_MJJ = torch.stack([(d2_MJJ * (-0.5 / (alpha * divisor))).exp() for alpha in bandwidths]).mean(dim=0)
-    row_J, column_J = torch.triu_indices(num_source + num_target, num_source + num_target, offset=1)
     mmd2_M = squared_mmd(source_NMD, target_PMD, bandwidths=bandwidths, scale=scale)
     floor = 1 / num_source + 1 / num_target
     return KernelReport(
-        liveness=kernel_MJJ[:, row_J, column_J].mean().item(),
-        median_d2=d2_MJJ[:, row_J, column_J].median(dim=1).values.mean().item(),
+        liveness=_pairs(kernel_MJJ).mean().item(),
+        median_d2=_pairs(_squared_distances(joint_MJD)).median(dim=1).values.mean().item(),
         plateau=bool(((mmd2_M - floor).abs() < PLATEAU * floor).all()),
+        unbiased=_unbiased(kernel_MJJ, num_source).mean().item(),
     )
+
+
+def _unbiased(kernel_MJJ: Tensor, num_source: int) -> Tensor:
+    """Return the U-statistic of MMD² of each set: eq. 4 without the kernels of a sample with itself."""
+    within = [_pairs(kernel_MJJ[:, part, part]) for part in (slice(num_source), slice(num_source, None))]
+    across_MNP = kernel_MJJ[:, :num_source, num_source:]
+    return within[0].mean(dim=1) + within[1].mean(dim=1) - 2 * across_MNP.mean(dim=(1, 2))
 
 
 class _SquaredMMD(torch.autograd.Function):
     """MMD² = sᵀKs with signs s = (1/N, ..., -1/P, ...); its gradient comes from the same exponentials."""
 
     @staticmethod
-    def forward(ctx: Any, joint_MJD: Tensor, num_source: int, rates: tuple[float, ...]) -> Tensor:
+    def forward(ctx: Any, joint_MJD: Tensor, num_source: int, rates: tuple[float, ...], over_median: bool) -> Tensor:
         with torch.autocast(joint_MJD.device.type, enabled=False):
             d2_MJJ = _squared_distances(joint_MJD)
+            if over_median:
+                median_M11 = _floored_median(d2_MJJ)
+                d2_MJJ /= median_M11
             kernel_MJJ = torch.zeros_like(d2_MJJ)
             slope_MJJ = torch.zeros_like(d2_MJJ)
             for rate in rates:
                 term_MJJ = (d2_MJJ * rate).exp_()
                 kernel_MJJ += term_MJJ
                 slope_MJJ.add_(term_MJJ, alpha=rate)
+            if over_median:
+                slope_MJJ /= median_M11
             num_target = joint_MJD.shape[1] - num_source
             signs_J = joint_MJD.new_full((num_source + num_target,), -1 / num_target)
             signs_J[:num_source] = 1 / num_source
@@ -95,9 +121,9 @@ class _SquaredMMD(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_M: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad_M: Tensor) -> tuple[Tensor, None, None, None]:
         (gradient_MJD,) = ctx.saved_tensors
-        return gradient_MJD * grad_M[:, None, None], None, None
+        return gradient_MJD * grad_M[:, None, None], None, None, None
 
 
 def _gradient(joint_MJD: Tensor, slope_MJJ: Tensor, signs_J: Tensor, *, weight: float) -> Tensor:
@@ -131,5 +157,24 @@ def _joint(source_NMD: Tensor, target_PMD: Tensor) -> Tensor:
 
 
 def _divisor(num_dimensions: int, scale: Scale) -> float:
-    assert scale in ("dim", "absolute"), scale  # the config refuses the others
+    """Return what d² is divided by whatever the batch."""
     return float(num_dimensions) if scale == "dim" else 1.0
+
+
+def _scaled(joint_MJD: Tensor, scale: Scale) -> Tensor:
+    """Return features of length 1 where the scale is ``l2norm`` and D > 1, else what came."""
+    if scale != "l2norm" or joint_MJD.shape[2] == 1:
+        return joint_MJD
+    length_MJ1 = torch.linalg.vector_norm(joint_MJD, dim=2, keepdim=True)
+    return joint_MJD / torch.where(length_MJ1 > SHORTEST, length_MJ1, 1.0)
+
+
+def _floored_median(d2_MJJ: Tensor) -> Tensor:
+    return _pairs(d2_MJJ).median(dim=1).values.clamp(min=SMALLEST_MEDIAN)[:, None, None]
+
+
+def _pairs(values_MJJ: Tensor) -> Tensor:
+    """Return the entries above the diagonal, one row of them for each set."""
+    num = values_MJJ.shape[1]
+    row, column = torch.triu_indices(num, num, offset=1, device=values_MJJ.device)
+    return values_MJJ[:, row, column]

@@ -84,8 +84,8 @@ class Objective:
         if target is None or source.attributes_BM.shape[1] == 0:
             return source.pooled_BD.new_zeros(())
         return squared_mmd(
-            source.attributes_BM[:, :, None],
-            target.attributes_BM[:, :, None],
+            source.aligned_attributes(),
+            target.aligned_attributes(),
             bandwidths=self.kernel.bandwidths,
             scale=self.kernel.scale,
         ).mean()

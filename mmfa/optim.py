@@ -14,23 +14,36 @@ from mmfa.config import OptimConfig
 
 
 def build_sgd(model: nn.Module, config: OptimConfig) -> SGD:
-    """Return SGD over the model's parameters; ``decay_on="matrices"`` spares those of fewer than two dimensions."""
+    """Return SGD over the model's parameters, for :func:`set_rate` to set the rate of.
+
+    ``decay_on="matrices"`` spares parameters of fewer than two dimensions; the exponent of GeM pooling is always
+    spared, for 0 is no resting place of it. What is under ``backbone`` is in groups of its own where its rate differs.
+    """
     parameters = list(model.parameters())
-    decayed = [p for p in parameters if config.decay_on == "all" or p.ndim >= 2]
-    spared = [p for p in parameters if config.decay_on != "all" and p.ndim < 2]
-    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": spared, "weight_decay": 0.0}]
+    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        decays = name != "gem_p" and (config.decay_on == "all" or parameter.ndim >= 2)
+        decay = config.weight_decay if decays else 0.0
+        multiple = config.backbone_lr_mult if name.startswith("backbone.") else 1.0
+        group = groups.setdefault((multiple, decay), {"params": [], "lr_mult": multiple, "weight_decay": decay})
+        group["params"].append(parameter)
     return SGD(
-        [group for group in groups if group["params"]],
+        list(groups.values()),
         lr=config.learning_rate,
         momentum=config.momentum,
         nesterov=config.nesterov and config.momentum > 0,
-        weight_decay=config.weight_decay,
         fused=parameters[0].device.type in ("cpu", "cuda"),
     )
 
 
+def set_rate(optimiser: SGD, rate: float) -> None:
+    """Have the next step taken at ``rate``, and in the backbone at its multiple."""
+    for group in optimiser.param_groups:
+        group["lr"] = rate * group["lr_mult"]
+
+
 def learning_rate(config: OptimConfig, *, step: int, steps_per_epoch: int) -> float:
-    """Return the rate of one step.
+    """Return the rate of one step, before ``backbone_lr_mult``.
 
     Args:
         config: schedule.

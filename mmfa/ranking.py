@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -46,6 +46,8 @@ class RetrievalReport:
     """Queries that count."""
     num_skipped: int
     """Queries without a positive in the gallery."""
+    mAP_cosine: float | None = None
+    """mAP by cosine distance, for information; none where it was not asked for."""
 
     def rank(self, k: int) -> float:
         """Return CMC at rank k, from 1.
@@ -167,6 +169,27 @@ def _report(found: list[NDArray[np.intp]], *, num_skipped: int, max_rank: int) -
         mINP=float((num_positives / (ranks_P[ends - 1] + 1)).mean()),
         num_queries=len(found),
         num_skipped=num_skipped,
+    )
+
+
+def mean_report(reports: Sequence[RetrievalReport]) -> RetrievalReport:
+    """Return the mean of one report or more, such as of the directions of a protocol; queries are added up.
+
+    The cosine mAP is the mean's only where all of them have one.
+    """
+
+    def mean(values: Iterable[float]) -> float:
+        return sum(values) / len(reports)
+
+    cosine = [report.mAP_cosine for report in reports if report.mAP_cosine is not None]
+    return RetrievalReport(
+        mAP=mean(report.mAP for report in reports),
+        mAP_trapezoid=mean(report.mAP_trapezoid for report in reports),
+        cmc=tuple(mean(shares) for shares in zip(*(report.cmc for report in reports), strict=True)),
+        mINP=mean(report.mINP for report in reports),
+        num_queries=sum(report.num_queries for report in reports),
+        num_skipped=sum(report.num_skipped for report in reports),
+        mAP_cosine=mean(cosine) if len(cosine) == len(reports) else None,
     )
 
 

@@ -1,7 +1,9 @@
-"""What one epoch of a training reports, and the names of its metrics."""
+"""What an epoch of a training and its test report, and the names of their metrics."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
@@ -52,15 +54,53 @@ class EpochReport:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Return the report that ``dataclasses.asdict`` took apart, also after a trip through JSON."""
-        retrieval = {split: RetrievalReport.from_dict(report) for split, report in values["retrieval"].items()}
-        return cls(**{**values, "retrieval": retrieval})
+        return cls(**{**values, "retrieval": _retrieval(values)})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TestReport:
+    """What the one reading of the target's official test split gave."""
+
+    retrieval: Mapping[str, RetrievalReport]
+    """``target``; of a protocol with two directions their mean, beside ``target_a_to_b`` and ``target_b_to_a``."""
+    attributes: Mapping[str, float]
+    """Accuracies of the attribute heads on what source and target both annotate; empty where that is nothing."""
+
+    def metrics(self) -> dict[str, float]:
+        """Return flat values by metric name."""
+        values: dict[str, float] = {}
+        for split, report in self.retrieval.items():
+            values |= retrieval_metrics(split, report)
+        return values | {f"target/{name}": value for name, value in self.attributes.items()}
+
+    def to_json(self) -> str:
+        """Return JSON that :meth:`from_json` reads back exactly."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read what :meth:`to_json` wrote."""
+        return cls.from_dict(json.loads(text))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Return the report that ``dataclasses.asdict`` took apart, also after a trip through JSON."""
+        return cls(retrieval=_retrieval(values), attributes=dict(values["attributes"]))
 
 
 def retrieval_metrics(split: str, report: RetrievalReport) -> dict[str, float]:
-    """Return ``{split}/mAP``, ``/mAP_trapezoid``, ``/mINP`` and ``/rankK`` of :data:`REPORTED_RANKS`."""
-    return {
+    """Return ``{split}/mAP``, ``/mAP_trapezoid``, ``/mINP``, ``/rankK`` of :data:`REPORTED_RANKS`.
+
+    And ``/mAP_cosine`` where it was computed.
+    """
+    values = {
         f"{split}/mAP": report.mAP,
         f"{split}/mAP_trapezoid": report.mAP_trapezoid,
         f"{split}/mINP": report.mINP,
         **{f"{split}/rank{k}": report.rank(k) for k in REPORTED_RANKS},
     }
+    return values if report.mAP_cosine is None else values | {f"{split}/mAP_cosine": report.mAP_cosine}
+
+
+def _retrieval(values: Mapping[str, Any]) -> dict[str, RetrievalReport]:
+    return {split: RetrievalReport.from_dict(report) for split, report in values["retrieval"].items()}

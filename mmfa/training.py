@@ -8,9 +8,9 @@ import json
 import logging
 import platform
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -25,13 +25,13 @@ from mmfa.data.records import Ints
 from mmfa.data.store import Store
 from mmfa.diagnostics import LossLog, grad_shares, kernel_metrics
 from mmfa.errors import CheckpointError, ConfigError, DivergedError
-from mmfa.evaluate import evaluate
+from mmfa.evaluate import evaluate, evaluate_test
 from mmfa.hardware import Hardware
-from mmfa.model import MMFA, Features, resolve_weights
+from mmfa.model import MMFA, Features, build, resolve_weights
 from mmfa.objective import LossTerms, Objective
-from mmfa.optim import Average, build_sgd, learning_rate, momenta, restore_momenta
+from mmfa.optim import Average, build_sgd, learning_rate, momenta, restore_momenta, set_rate
 from mmfa.ranking import NotFiniteError, RetrievalReport
-from mmfa.reports import EpochReport
+from mmfa.reports import EpochReport, TestReport
 
 __all__ = ["EpochReport", "Training"]
 
@@ -111,11 +111,11 @@ class Training:
             self.history.append(report)
             yield report
 
-    def test(self) -> RetrievalReport:
-        """Return the retrieval on the target's official test split, after the last epoch and only then.
+    def test(self) -> TestReport:
+        """Judge the evaluated model by the target's official test split, after the last epoch and only then.
 
         Raises:
-            ConfigError: epochs are left to train.
+            ConfigError: epochs are left to train, or the target has no query images.
             DivergedError: embeddings that are not finite.
         """
         done, num_epochs = len(self.history), self.config.optim.num_epochs
@@ -123,8 +123,14 @@ class Training:
             raise ConfigError(
                 f"the test split is for finished trainings, but {done} of {num_epochs} epochs are done; run the others."
             )
-        rows = self.target.domain.rows
-        return self._evaluate("test", self.target, rows("query"), rows("gallery"), epoch=done)
+        with _diverged(f"epoch {done}, evaluation of test"):
+            return evaluate_test(
+                self.evaluated_model,
+                self.target,
+                config=self.config,
+                attribute_names=self.attribute_names,
+                hardware=self.hardware,
+            )
 
     def save(self, folder: Path, *, before_commit: Callable[[], None] = checkpoint.nothing) -> Path:
         """Write ``folder/epoch-NNNN``, from which :meth:`resume` continues, and keep the newest two of the folder.
@@ -164,7 +170,9 @@ class Training:
                 f"{saved.path} holds an exported model, which has no optimiser; resume from an epoch-NNNN."
             )
         self._refuse_other(saved)
-        weights, average, momentum = (_named(kind, saved.tensors) for kind in ("model", "average", "momentum"))
+        weights, average, momentum = (
+            checkpoint.named(kind, saved.tensors) for kind in ("model", "average", "momentum")
+        )
         checkpoint.check_tensors(saved, weights, self.model.state_dict())
         checkpoint.check_tensors(saved, average, {} if self._average is None else self._average.model.state_dict())
         moved = {name: value for name, value in self.model.named_parameters() if name in momentum}
@@ -199,9 +207,9 @@ class Training:
     def _new_model(self) -> MMFA:
         weights = resolve_weights(self.config.model)
         with _deterministic(torch.device("cpu"), seed=(self.config.run.seed, 0)):
-            model = MMFA(self.config.model, num_ids=len(self.pids), num_attributes=len(self.attribute_names))
-        if weights is not None:
-            model.backbone.load_state_dict(weights, strict=False)  # resolve_weights checked the names
+            model = build(
+                self.config, num_ids=len(self.pids), num_attributes=len(self.attribute_names), weights=weights
+            )
         model.to(memory_format=self.hardware.memory_format)
         return model.to(self.hardware.device)
 
@@ -260,14 +268,17 @@ class Training:
         return learning_rate(self.config.optim, step=epoch * num_steps + step, steps_per_epoch=num_steps)
 
     def _forward(self, batch: Batch) -> tuple[Features, Features | None, LossTerms]:
-        """Forward the source, then the target, through the same weights and BatchNorm statistics."""
+        """Forward the source, then the target, or both as one batch, through the same weights."""
         aligns = self.config.loss.lambda_aal > 0 or self.config.loss.lambda_mdal > 0
+        target: Features | None = None
         with self.hardware.autocast():
-            source = self.model(batch.source_BCHW)
-            target = None
-            if batch.target_BCHW is not None:
-                with contextlib.nullcontext() if aligns else torch.no_grad():
-                    target = self.model(batch.target_BCHW, with_identity=False)
+            if batch.target_BCHW is not None and self.config.model.bn_mode == "joint":
+                source, target = self.model.forward_joint(batch.source_BCHW, batch.target_BCHW)
+            else:
+                source = self.model(batch.source_BCHW)
+                if batch.target_BCHW is not None:
+                    with contextlib.nullcontext() if aligns else torch.no_grad():
+                        target = self.model(batch.target_BCHW, domain="target")
         terms = self._objective(
             source, target, labels_B=batch.labels_B, attributes_BM=batch.attributes_BM, mask_BM=batch.mask_BM
         )
@@ -278,22 +289,23 @@ class Training:
         terms.total.backward()  # type: ignore[no-untyped-call]
         if self.config.optim.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.clip_norm, foreach=True)
-        for group in self._optimiser.param_groups:
-            group["lr"] = rate
+        set_rate(self._optimiser, rate)
         self._optimiser.step()
+        self.model.keep_in_range()
         if self._average is not None:
             self._average.update()
 
     def _validate(self, epoch: int) -> dict[str, RetrievalReport]:
         if self.config.data.num_val_ids == 0:
             return {}
-        splits = ("target_val", "source_val") if epoch == self.config.optim.num_epochs else ("target_val",)
-        return {split: self._evaluate(split, *self._held_out[split], epoch=epoch) for split in splits}
+        splits: tuple[Literal["target_val", "source_val"], ...] = ("target_val",)
+        if epoch == self.config.optim.num_epochs:
+            splits = ("target_val", "source_val")
+        return {split: self._evaluate(split, epoch=epoch) for split in splits}
 
-    def _evaluate(
-        self, split: str, store: Store, query_rows: Ints, gallery_rows: Ints, *, epoch: int
-    ) -> RetrievalReport:
-        try:
+    def _evaluate(self, split: Literal["target_val", "source_val"], *, epoch: int) -> RetrievalReport:
+        store, query_rows, gallery_rows = self._held_out[split]
+        with _diverged(f"epoch {epoch}, evaluation of {split}"):
             return evaluate(
                 self.evaluated_model,
                 store,
@@ -302,9 +314,8 @@ class Training:
                 height=self.config.data.image_height,
                 width=self.config.data.image_width,
                 hardware=self.hardware,
+                domain="source" if split == "source_val" else "target",
             )
-        except NotFiniteError as error:
-            raise DivergedError(f"epoch {epoch}, evaluation of {split}: the features are not finite.") from error
 
     def _identity(self) -> dict[str, Any]:
         """Return what a checkpoint must have in common with the training that resumes from it, and its versions."""
@@ -326,7 +337,7 @@ class Training:
         }
 
     def _warn_of_other_numerics(self, saved: Checkpoint) -> None:
-        if differing := _differences(saved.state.get("numerics") or {}, self._numerics()):
+        if differing := checkpoint.differences(saved.state.get("numerics") or {}, self._numerics()):
             logger.warning(
                 "%s was trained with another %s: the epochs to come are not bit-identical to those of one training",
                 saved.path,
@@ -339,7 +350,7 @@ class Training:
             config = dict(json.loads(theirs["config"]))
         except (KeyError, TypeError, ValueError) as error:
             raise checkpoint.other_version(saved, f"config: {error}") from error
-        if differing := _differences(config, json.loads(ours["config"])):
+        if differing := checkpoint.differences(config, json.loads(ours["config"])):
             raise CheckpointError(
                 f"a training resumes from its own config, but {saved.path}, of mmfa {checkpoint.written_by(saved)}, "
                 f"differs in {', '.join(differing)}; restore these values or start afresh."
@@ -352,22 +363,19 @@ class Training:
                 )
 
 
-def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
-    """Return ``"key (theirs, here ours)"`` of each key whose values differ or that only one of them has."""
-    keys = [*ours, *(key for key in theirs if key not in ours)]
-    shown = {key: [repr(side[key]) if key in side else "absent" for side in (theirs, ours)] for key in keys}
-    return [f"{key} ({left}, here {right})" for key, (left, right) in shown.items() if left != right]
+@contextlib.contextmanager
+def _diverged(where: str) -> Iterator[None]:
+    """Raise DivergedError in place of the evaluation's own error."""
+    try:
+        yield
+    except NotFiniteError as error:
+        raise DivergedError(f"{where}: the features are not finite.") from error
 
 
 def _all_finite(tensors: Iterable[Tensor]) -> bool:
     """Return whether all floating-point tensors are finite; waits for the device once."""
     finite = [torch.isfinite(tensor).all() for tensor in tensors if tensor.is_floating_point()]
     return not finite or bool(torch.stack(finite).all())
-
-
-def _named(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors whose names start with ``prefix/``, without it."""
-    return {name.removeprefix(f"{prefix}/"): value for name, value in tensors.items() if name.startswith(f"{prefix}/")}
 
 
 @contextlib.contextmanager

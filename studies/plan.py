@@ -246,8 +246,19 @@ def _check_baseline(plan: Plan) -> None:
                 raise ConfigError(
                     f"{plan.study.origin}: [space] {name!r} must contain the baseline, {value!r}; widen it."
                 )
+        _check_choices(plan, arm)
     if plan.baseline.data.num_val_ids == 0 and not plan.study.is_comparison:
         raise ConfigError("data.num_val_ids=0 leaves no target_val, the objective of this study; set it to 1 or more.")
+
+
+def _check_choices(plan: Plan, arm: Arm) -> None:
+    """Every value must go with the rest of the baseline: a refusal in the middle of a study comes too late."""
+    for name, dimension in plan.study.space.items():
+        for label in dimension.labels() if isinstance(dimension, Choices) else []:
+            try:
+                plan.decode({name: label}, arm)
+            except ConfigError as error:
+                raise ConfigError(f"{plan.study.origin}: [space] {name!r}, {label!r}: {error}") from None
 
 
 def grown(plan: Plan, *, trials: int) -> Plan:

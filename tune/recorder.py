@@ -197,10 +197,14 @@ class Recorder:
     def _official(self, name: str, record: dict[str, Any], at: int) -> None:
         """Write the one reading of the official target split; ``cmc/target`` has the rank as its step."""
         epoch = record["history"][-1]["epoch"]
-        metrics = [Metric(k, v, at, epoch) for k, v in record["metrics"].items() if k.startswith("target/")]
-        metrics += [Metric("cmc/target", v, at, rank) for rank, v in enumerate(record["test"]["cmc"], start=1)]
+        retrieval = record["test"]["retrieval"]
+        official = tuple(f"{split}/" for split in retrieval)
+        metrics = [Metric(k, v, at, epoch) for k, v in record["metrics"].items() if k.startswith(official)]
+        for split, report in retrieval.items():
+            metrics += [Metric(f"cmc/{split}", v, at, rank) for rank, v in enumerate(report["cmc"], start=1)]
         self._batch(name, metrics)
-        self._client.log_dict(self._runs[name], record["test"], "retrieval_target.json")
+        for split, report in retrieval.items():
+            self._client.log_dict(self._runs[name], report, f"retrieval_{split}.json")
 
     def _work(self) -> None:
         while (call := self._queue.get()) is not None:

@@ -33,8 +33,14 @@ class Embedder(mlflow.pyfunc.PythonModel):
                 "stack them with numpy.stack after resizing to one size."
             )
         data = self._config.data
-        size = {"height": data.image_height, "width": data.image_width}
-        features = embed(self._model, images, np.arange(len(images)), hardware=self._hardware, **size)
+        features = embed(
+            self._model,
+            images,
+            np.arange(len(images)),
+            height=data.image_height,
+            width=data.image_width,
+            hardware=self._hardware,
+        )
         return np.asarray(features.cpu())
 
 

@@ -10,8 +10,11 @@ from mmfa.data.records import AttributeCodes, Domain
 from mmfa.data.store import Store
 
 
-def tiny_store(name, *, seed, num_ids=16, cameras=3, shots=2, annotated=True):
-    """Return a store whose identities differ in the colours of their upper and lower half."""
+def tiny_store(name, *, seed, num_ids=16, cameras=3, shots=2, fields=("hat", "bag")):
+    """Return a store whose identities differ in the colours of their upper and lower half.
+
+    Its two attributes, whatever their names, say whether the halves are red; without names there are none.
+    """
     rng = np.random.default_rng(seed)
     rows = [
         (split, pid, camid, shot)
@@ -26,7 +29,7 @@ def tiny_store(name, *, seed, num_ids=16, cameras=3, shots=2, annotated=True):
     paths = [f"{split}/{pid:04d}_c{camid}_{shot}.jpg" for split, pid, camid, shot in rows]
     splits = ["train" if split == "train" else ("query" if shot == 0 else "gallery") for split, _, _, shot in rows]
     order = np.argsort(paths)
-    pids = np.arange(1, num_ids + 1, dtype=np.int64)
+    pids = np.array(sorted(colours), dtype=np.int64)
     codes = np.stack([1 + (colours[pid][:, 0] > 127) for pid in pids.tolist()]).astype(np.uint8)
     codes[0, 0] = 0  # one annotation is missing
     return Store(
@@ -37,7 +40,7 @@ def tiny_store(name, *, seed, num_ids=16, cameras=3, shots=2, annotated=True):
             pids=np.array([row[1] for row in rows], dtype=np.int64)[order],
             camids=np.array([row[2] for row in rows], dtype=np.int64)[order],
             splits=np.array(splits)[order],
-            attributes=AttributeCodes(fields=("hat", "bag"), pids=pids, codes=codes) if annotated else None,
+            attributes=AttributeCodes(fields=fields, pids=pids, codes=codes) if fields else None,
         ),
         images=images[order],
         fingerprint=f"{seed:012x}",
@@ -56,7 +59,7 @@ def target():
 
 @pytest.fixture(scope="session")
 def unannotated():
-    return tiny_store("tiny-source", seed=1, annotated=False)
+    return tiny_store("tiny-source", seed=1, fields=())
 
 
 @pytest.fixture(scope="session")

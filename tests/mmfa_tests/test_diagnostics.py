@@ -66,10 +66,18 @@ def test_shares_are_norms_of_weighted_gradients_and_the_backward_pass_stays_as_i
 def test_kernel_metrics_without_attributes():
     _, (source, target), _, _ = step()
     assert set(kernel_metrics(source, target, kernel=KernelConfig())) == {
-        "kernel_liveness", "median_d2", "plateau", "attribute_liveness",
+        "kernel_liveness", "median_d2", "plateau", "unbiased", "attribute_liveness", "attribute_unbiased",
     }  # fmt: skip
     bare = [feature._replace(attributes_BM=feature.attributes_BM[:, :0]) for feature in (source, target)]
-    assert "attribute_liveness" not in kernel_metrics(*bare, kernel=KernelConfig())
+    assert not [name for name in kernel_metrics(*bare, kernel=KernelConfig()) if name.startswith("attribute")]
+
+
+def test_kernel_metrics_are_of_what_is_aligned():
+    _, features, _, _ = step()
+    hidden = [feature._replace(hidden_BMH=feature.pooled_BD[:, None].repeat(1, 3, 1)) for feature in features]
+    metrics = kernel_metrics(*hidden, kernel=KernelConfig())
+    assert metrics["attribute_liveness"] == pytest.approx(metrics["kernel_liveness"])
+    assert metrics["attribute_unbiased"] == pytest.approx(metrics["unbiased"], rel=1e-4)
 
 
 @pytest.mark.parametrize("module", [mmfa.mmd, mmfa.ranking])

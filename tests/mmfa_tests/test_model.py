@@ -26,7 +26,8 @@ def test_small_network_has_its_size_and_shapes():
     assert features.identity_BK.shape == (4, 7)
     assert features.attributes_BM.shape == (4, 5)
     assert model.backbone(images(2)).shape == (2, 128, 8, 4)
-    assert model(images(2), with_identity=False).identity_BK is None
+    assert model(images(2), domain="target").identity_BK is None
+    assert features.hidden_BMH is None
 
 
 @pytest.mark.parametrize(("backbone", "dims"), [("resnet50", 2048), ("resnet18", 512)])
@@ -51,25 +52,20 @@ def test_stride_2_resnet_computes_what_torchvisions_does():
         assert torch.equal(theirs.fc(pooled), theirs(images(2)))
 
 
-def test_pooling_by_hand_and_in_float32():
-    maps = torch.tensor([[[[1.0, 2.0], [3.0, 6.0]]]], dtype=torch.bfloat16)
-    assert global_pool(maps, pooling="max").item() == 6.0
-    assert global_pool(maps, pooling="average").item() == 3.0
-    assert global_pool(maps, pooling="max").dtype == torch.float32
-
-
 def test_pooling_choice_reaches_the_features():
     model = MMFA(dataclasses.replace(SMALL, pooling="average"), num_ids=2, num_attributes=1).eval()
     expected = model.backbone(images(3)).mean(dim=(2, 3))
     assert torch.allclose(model.embed(images(3)), expected)
-    assert torch.equal(model.embed(images(3)), model(images(3)).pooled_BD)
+    features = model(images(3))
+    assert torch.equal(model.embed(images(3)), features.pooled_BD)
+    assert torch.equal(model.attributes(features.pooled_BD), features.attributes_BM)
 
 
 def test_features_and_heads_are_float32_under_autocast():
     model = MMFA(SMALL, num_ids=7, num_attributes=5)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert model.backbone(images(2)).dtype == torch.bfloat16
-        assert {value.dtype for value in model(images(2))} == {torch.float32}
+        assert {value.dtype for value in model(images(2)) if value is not None} == {torch.float32}
         assert model.embed(images(2)).dtype == torch.float32
 
 
@@ -80,7 +76,7 @@ def test_grouped_attribute_heads_equal_separate_ones(training):
     linear, norm = heads.hidden[0], heads.hidden[1]
     norm.weight.data.uniform_(0.5, 2)
     norm.running_mean.uniform_(-1, 1)
-    expected = []
+    expected, hiddens = [], []
     for m in range(3):
         rows = slice(4 * m, 4 * m + 4)
         hidden = torch.nn.functional.linear(pooled, linear.weight[rows], linear.bias[rows])
@@ -93,8 +89,26 @@ def test_grouped_attribute_heads_equal_separate_ones(training):
             training,
         )
         hidden = torch.where(hidden > 0, hidden, 0.1 * hidden)
+        hiddens.append(hidden)
         expected.append((hidden * heads.weight_MH[m]).sum(1) + heads.bias_M[m])
-    assert torch.allclose(heads(pooled), torch.stack(expected, dim=1), atol=1e-6)
+    outputs, found = heads(pooled)
+    assert torch.allclose(outputs, torch.stack(expected, dim=1), atol=1e-6)
+    assert torch.allclose(found, torch.stack(hiddens, dim=1), atol=1e-6)
+
+
+def test_hidden_attribute_features_are_those_before_dropout():
+    config = dataclasses.replace(SMALL, attr_head_width=8, attribute_features="hidden", dropout=0.9)
+    model = MMFA(config, num_ids=7, num_attributes=3)
+    features = model(images(6))
+    heads = model.attribute_heads
+    assert torch.equal(features.hidden_BMH.flatten(1), heads.hidden(features.pooled_BD))
+    assert torch.equal(features.aligned_attributes(), features.hidden_BMH)
+    model.eval()
+    features = model(images(6))
+    assert torch.allclose((features.hidden_BMH * heads.weight_MH).sum(2) + heads.bias_M, features.attributes_BM)
+    logits = MMFA(dataclasses.replace(config, attribute_features="logit"), num_ids=7, num_attributes=3)(images(6))
+    assert logits.hidden_BMH is None
+    assert torch.equal(logits.aligned_attributes(), logits.attributes_BM[:, :, None])
 
 
 def test_a_head_of_width_0_is_batchnorm_dropout_linear():

@@ -81,3 +81,20 @@ def test_without_target_or_attributes_the_terms_are_0():
     got = terms(LossConfig(), source=features(6, seed=1, attributes=0), target=features(7, seed=2, attributes=0))
     assert got.aal == 0 and got.attribute == 0 and got.mdal > 0
     got.total.backward()
+
+
+def test_hidden_attribute_features_are_aligned_and_outputs_classified():
+    source, target = features(6, seed=1), features(7, seed=2)
+    hidden = [torch.randn(num, 3, 4, generator=torch.Generator().manual_seed(num)).requires_grad_() for num in (6, 7)]
+    with_hidden = [one._replace(hidden_BMH=layer) for one, layer in zip((source, target), hidden, strict=True)]
+    got = terms(LossConfig(), source=with_hidden[0], target=with_hidden[1])
+    one_by_one = [
+        reference.squared_mmd(
+            hidden[0][:, m].tolist(), hidden[1][:, m].tolist(), divisor=4, bandwidths=(1.0, 5.0, 10.0)
+        )
+        for m in range(3)
+    ]
+    assert got.aal.item() == pytest.approx(sum(one_by_one) / 3, rel=1e-5)
+    assert got.attribute.item() == terms(LossConfig(), source=source, target=target).attribute.item()
+    got.aal.backward()
+    assert all(layer.grad.abs().max() > 0 for layer in hidden) and source.attributes_BM.grad is None

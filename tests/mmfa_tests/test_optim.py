@@ -7,7 +7,7 @@ import torch
 
 from mmfa.config import OptimConfig, profile
 from mmfa.model import MMFA
-from mmfa.optim import Average, build_sgd, learning_rate, momenta, restore_momenta
+from mmfa.optim import Average, build_sgd, learning_rate, momenta, restore_momenta, set_rate
 
 
 def small_model(*, channels_last=False):
@@ -46,6 +46,29 @@ def test_weight_decay_touches_what_it_should(decay_on):
     decayed = {id(p) for group in optimiser.param_groups if group["weight_decay"] > 0 for p in group["params"]}
     assert decayed == {id(p) for p in model.parameters() if decay_on == "all" or p.ndim >= 2}
     assert sum(len(group["params"]) for group in optimiser.param_groups) == len(list(model.parameters()))
+
+
+@pytest.mark.parametrize("decay_on", ["all", "matrices"])
+def test_the_backbones_rate_is_a_multiple_of_the_heads(decay_on):
+    model = small_model()
+    optimiser = build_sgd(model, OptimConfig(backbone_lr_mult=0.1, decay_on=decay_on))
+    set_rate(optimiser, 0.5)
+    rates = {id(p): group["lr"] for group in optimiser.param_groups for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        assert rates.pop(id(parameter)) == (0.05 if name.startswith("backbone.") else 0.5), name
+    assert not rates
+
+
+def test_a_multiple_of_the_rate_is_that_rate():
+    models = [small_model() for _ in range(2)]
+    for model, config, rate in zip(
+        models, (OptimConfig(backbone_lr_mult=0.25), OptimConfig()), (0.2, 0.05), strict=True
+    ):
+        optimiser = build_sgd(model, config)
+        set_rate(optimiser, rate)
+        take_steps(model, optimiser, 1, seed=1)
+    assert all(map(torch.equal, *(model.backbone.parameters() for model in models)))
+    assert not any(map(torch.equal, *(model.identity_head.parameters() for model in models)))
 
 
 def test_fused_equals_plain_sgd_with_channels_last_weights():

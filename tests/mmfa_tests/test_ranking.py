@@ -1,12 +1,14 @@
 """CMC, both average precisions and mINP against plain loops and by hand."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from references import ranking as reference
 
 from mmfa.errors import DataError
-from mmfa.ranking import RetrievalReport, distances, rank
+from mmfa.ranking import RetrievalReport, distances, mean_report, rank
 
 
 def labels(rng, num_queries, num_gallery, *, pids=8, cameras=3):
@@ -131,6 +133,8 @@ def test_rank_outside_the_cmc():
 def test_report_survives_json():
     report = one_query([0, 1, 0, 1])
     assert RetrievalReport.from_json(report.to_json()) == report
+    report = dataclasses.replace(report, mAP_cosine=0.25)
+    assert RetrievalReport.from_json(report.to_json()) == report
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 100])
@@ -167,3 +171,39 @@ def test_an_empty_gallery_has_its_own_sentence():
             np.empty((1, 0)), query_pids=np.array([1]), query_camids=np.array([0]), gallery_pids=none,
             gallery_camids=none,
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_short_galleries_with_ties_junk_and_missing_positives_equal_the_plain_loops_in_any_order(seed):
+    rng = np.random.default_rng(seed)
+    num_queries, num_gallery = int(rng.integers(1, 12)), int(rng.integers(1, 9))
+    matrix = rng.integers(0, int(rng.choice([1, 2, 4, 1000])), (num_queries, num_gallery)).astype(np.float32)
+    given = labels(rng, num_queries, num_gallery, pids=4, cameras=2)
+    positives = (given["query_pids"][:, None] == given["gallery_pids"]) & (
+        given["query_camids"][:, None] != given["gallery_camids"]
+    )
+    order = rng.permutation(num_gallery)
+    shuffled = {name: value[order] if name.startswith("gallery") else value for name, value in given.items()}
+    if not positives.any():
+        with pytest.raises(DataError, match="a query needs a gallery image"):
+            rank(matrix, **given)
+        return
+    report = rank(matrix, **given, max_rank=5)
+    expected = reference.rank(matrix.tolist(), **{k: v.tolist() for k, v in given.items()}, max_rank=5)
+    for name, value in expected.items():
+        assert getattr(report, name) == pytest.approx(value, rel=1e-12), name
+    assert rank(matrix[:, order], **shuffled, max_rank=5) == report
+    assert list(report.cmc) == sorted(report.cmc)
+
+
+def test_the_mean_of_reports_adds_their_queries_up():
+    one, other = one_query([1, 0, 1]), one_query([0, 1])
+    mean = mean_report([one, other])
+    for name in ("mAP", "mAP_trapezoid", "mINP"):
+        assert getattr(mean, name) == pytest.approx((getattr(one, name) + getattr(other, name)) / 2)
+    assert mean.cmc[:3] == (0.5, 1.0, 1.0) and len(mean.cmc) == 50
+    assert (mean.num_queries, mean.num_skipped, mean.mAP_cosine) == (2, 0, None)
+    assert mean_report([one]) == one
+    with_cosine = [dataclasses.replace(report, mAP_cosine=value) for report, value in ((one, 0.2), (other, 0.4))]
+    assert mean_report(with_cosine).mAP_cosine == pytest.approx(0.3)
+    assert mean_report([one, with_cosine[1]]).mAP_cosine is None

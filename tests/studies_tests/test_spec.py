@@ -64,9 +64,16 @@ def test_choices_may_be_labels_of_values():
 
 
 def test_choices_that_the_method_refuses_are_refused():
-    text = GOOD + '[space."model.pooling"]\nchoices = ["max", "gem"]\n'
-    with pytest.raises(ConfigError, match="model.pooling='gem' is not implemented"):
+    text = GOOD + '[space."model.pooling"]\nchoices = ["max", "min"]\n'
+    with pytest.raises(ConfigError, match="model.pooling must be one of 'max', 'average', 'gem', but got 'min'"):
         parse(text)
+
+
+def test_choices_that_the_baseline_refuses_are_refused_before_the_first_trial():
+    study = parse(GOOD + '[space."model.attribute_features"]\nchoices = ["logit", "hidden"]\n')
+    with pytest.raises(ConfigError, match=r"mine.toml: \[space\] 'model.attribute_features', 'hidden': .*hidden layer"):
+        resolve(study, profile_name="embedded", overrides={})
+    assert resolve(study, profile_name="embedded", overrides={"model.attr_head_width": 8})
 
 
 def test_a_file_that_is_not_text_or_not_there(tmp_path):
@@ -112,8 +119,9 @@ def test_resolve_keeps_the_papers_lambdas_as_baseline():
     assert not [name for name in plan.differences() if name.startswith(("loss.", "kernel."))]
 
 
-def test_controls_do_not_align():
-    plan = resolve(library.load("lambdas"), profile_name="embedded", overrides={})
+@pytest.mark.parametrize("mode", ["separate", "joint", "domain", "frozen"])
+def test_controls_do_not_align(mode):
+    plan = resolve(library.load("lambdas"), profile_name="embedded", overrides={"model.bn_mode": mode})
     for name, sees_target in (("source_only", False), ("target_bn", True)):
         control = plan.control(name)
         assert (control.loss.lambda_aal, control.loss.lambda_mdal) == (0, 0)

@@ -31,8 +31,11 @@ def record(index, outcome="complete", epochs=2):
         {"epoch": e, "num_epochs": epochs, "ended_at": 1000.0 + e, "metrics": {"target_val/mAP": 0.1 * e + index}}
         for e in range(1, epochs + 1)
     ]
-    test = {"mAP": 0.4, "cmc": [0.2, 0.5, 0.75]} if outcome == "complete" else None
-    metrics = history[-1]["metrics"] | ({"target/mAP": 0.4} if test else {})
+    test, metrics = None, history[-1]["metrics"]
+    if outcome == "complete":
+        retrieval = {"target": {"mAP": 0.4, "cmc": [0.2, 0.5, 0.75]}, "target_a_to_b": {"mAP": 0.3, "cmc": [0.1, 0.4]}}
+        test = {"retrieval": retrieval, "attributes": {"attribute_accuracy": 0.8}}
+        metrics = metrics | {"target/mAP": 0.4, "target_a_to_b/mAP": 0.3, "target/attribute_accuracy": 0.8}
     more = {"config": json.loads(CONFIG.to_json()), "attempt": 1, "ended_at": 1010.0}
     return {"outcome": outcome, "reason": "", "history": history, "test": test, "metrics": metrics, **more}
 
@@ -89,13 +92,18 @@ def test_a_study_as_runs(tmp_path):
     assert run.data.tags["mlflow.parentRunId"] == found[""].info.run_id
     assert (run.data.tags["role"], run.data.tags["data"]) == ("baseline", "here")
     assert run.data.params["loss.lambda_attr"] == "0.1" and len(run.data.params) == len(CONFIG.flatten())
-    assert run.data.metrics["target/mAP"] == 0.4
+    official = {name: value for name, value in run.data.metrics.items() if not name.startswith("cmc/")}
+    assert official == {
+        "target_val/mAP": 0.2, "target/mAP": 0.4, "target_a_to_b/mAP": 0.3, "target/attribute_accuracy": 0.8,
+    }  # fmt: skip
     client = MlflowClient(uri)
     assert [m.value for m in client.get_metric_history(run.info.run_id, "cmc/target")] == [0.2, 0.5, 0.75]
+    assert [m.step for m in client.get_metric_history(run.info.run_id, "cmc/target_a_to_b")] == [1, 2]
     assert {a.path for a in client.list_artifacts(run.info.run_id)} == {
         "checkpoint",
         "config.json",
         "retrieval_target.json",
+        "retrieval_target_a_to_b.json",
     }
 
 
