@@ -73,10 +73,9 @@ def load(
     if name.startswith(folder.PREFIX):
         return folder.load(_path(name), unlabelled_allowed=not attributes_required)
     if data_root is None:
-        layout = MARKET_LIKE.get(name) or TWO_CAMERA[name]
         raise DataError(
             f"{name} is read from your own copy, but no data root was given; "
-            f"name the folder that holds {layout.roots[0]} with --data-root."
+            f"name the folder that holds {_roots(name)[0]} with --data-root."
         )
     if name in TWO_CAMERA:
         return two_camera.load(TWO_CAMERA[name], data_root, strict_counts=strict_counts)
@@ -87,8 +86,7 @@ def load(
 
 def is_present(name: str, data_root: Path) -> bool:
     """Return whether a benchmark seems to lie under the data root, whatever state it is in."""
-    layout = MARKET_LIKE.get(name) or TWO_CAMERA[name]
-    return any((data_root / root).is_dir() for root in layout.roots)
+    return any((data_root / root).is_dir() for root in _roots(name))
 
 
 def default_cache_dir() -> Path:
@@ -101,3 +99,7 @@ def default_cache_dir() -> Path:
 
 def _path(name: str) -> Path:
     return Path(name.removeprefix(folder.PREFIX)).expanduser()
+
+
+def _roots(name: str) -> tuple[str, ...]:
+    return MARKET_LIKE[name].roots if name in MARKET_LIKE else TWO_CAMERA[name].roots

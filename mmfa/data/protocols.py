@@ -30,7 +30,7 @@ def directions(domain: Domain) -> dict[str, tuple[Ints, Ints]]:
         if not domain.labelled:
             raise DataError(f"A test needs identities, but {domain.name} is unlabelled; test on a labelled dataset.")
         raise DataError(
-            f"A test needs queries and a gallery, but {domain.name} has {len(query)} and {len(gallery)} images of them; "
+            f"A test needs queries and a gallery, but {domain.name} has {len(query)} and {len(gallery)} of them; "
             "assign its split, or restore the images."
         )
     if domain.name == VIPER.name:

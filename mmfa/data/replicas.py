@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -93,7 +94,7 @@ def _write(root: Path, layout: Layout | TwoCameras, *, seed: int, size: tuple[in
     if isinstance(layout, Layout):
         _write_attributes(root, layout, seed)
     painter = _Painter(seed, size)
-    options = {"quality": 90} if shots[0].path.endswith(".jpg") else {}
+    options: dict[str, Any] = {"quality": 90} if shots[0].path.endswith(".jpg") else {}
     for done, shot in enumerate(shots, start=1):
         Image.fromarray(painter.paint(shot)).save(root / shot.path, **options)
         if done % _REPORT_EVERY == 0 or done == len(shots):
@@ -118,7 +119,8 @@ class _Painter:
             colours = rng.integers(25, 231, (2, 3), dtype=np.int16)
             self._clothes[shot.look] = np.repeat(colours, self._size[0] // 2, axis=0)[:, None]
         noise = self._noises[zlib.crc32(shot.path.encode()) % _NUM_NOISES]
-        return (self._clothes[shot.look] + self._lights[shot.camid] + noise).clip(0, 255).astype(np.uint8)
+        pixels = self._clothes[shot.look] + self._lights[shot.camid] + noise
+        return np.asarray(pixels.clip(0, 255), dtype=np.uint8)
 
 
 def _market_like(layout: Layout, seed: int) -> list[_Shot]:
@@ -132,7 +134,7 @@ def _market_like(layout: Layout, seed: int) -> list[_Shot]:
     def cameras(index: int, num: int) -> list[int]:
         return [(index + offset) % num_cameras for offset in range(num)]
 
-    shots = []
+    shots: list[_Shot] = []
     for index, num in enumerate(_shares(published["training images"], len(train_pids))):
         seen = cameras(index, 1 if index % _ONE_CAMERA_EVERY == 0 else 2 + index % (num_cameras - 1))
         shots += files.shots("bounding_box_train", int(train_pids[index]), seen, num)
