@@ -161,6 +161,8 @@ class DataConfig(_Section):
     """Catalogue name of the unlabelled dataset."""
     num_val_ids: int = _ranged(100, ge=0)
     """Training identities of each domain that are held out for validation; 0: none (no ``target_val``)."""
+    split: int = _ranged(0, ge=0, le=9)
+    """Which of the ten train/test splits of VIPeR or PRID 2011; ignored elsewhere."""
     age: Age = "onehot"
     """Reading of Market's four-valued age: four columns, one, or none."""
     image_height: int = _ranged(256, ge=16)

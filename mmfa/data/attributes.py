@@ -8,7 +8,8 @@ from __future__ import annotations
 import io
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +28,57 @@ MARKET_FIELDS = (
     *(f"down{colour}" for colour in LOWER_COLOURS),
 )
 """The 27 annotated fields of Market-1501, in the order of our columns (the file's own order varies)."""
+DUKE_FIELDS = (
+    *("gender", "top", "shoes", "boots", "hat", "backpack", "bag", "handbag"),
+    *(f"up{colour}" for colour in ("black", "white", "red", "purple", "gray", "blue", "green", "brown")),
+    *(f"down{colour}" for colour in ("black", "white", "red", "gray", "blue", "green", "brown")),
+)
+"""The 23 annotated fields of DukeMTMC-reID, all of two values."""
 AGES = ("young", "teenager", "adult", "old")
 """Meaning of the age codes 1 to 4."""
 
-_STRUCT = "market_attribute"
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AnnotationFile:
+    """One release of annotations."""
+
+    struct: str
+    """Its one variable; the file is named after it."""
+    fields: tuple[str, ...]
+    """What it annotates, in the order of our columns."""
+    structs: tuple[str, str]
+    """Its two structs in the order in which the release has them."""
+    release: str
+    """Name of the release, and of the folder that it comes in."""
+
+    @property
+    def file(self) -> str:
+        """Name of the file."""
+        return f"{self.struct}.mat"
+
+
+MARKET = AnnotationFile(
+    struct="market_attribute", fields=MARKET_FIELDS, structs=("test", "train"), release="Market-1501_Attribute"
+)
+DUKE = AnnotationFile(
+    struct="duke_attribute", fields=DUKE_FIELDS, structs=("train", "test"), release="DukeMTMC-attribute"
+)
+
 _IDENTITY = re.compile(r"\d{4}", re.ASCII)
 _MAT_ERRORS = (OSError, ValueError, TypeError, KeyError, NotImplementedError, zlib.error, scipy.io.matlab.MatReadError)
 
 
-def read_market_mat(path: Path) -> AttributeCodes:
-    """Read ``market_attribute.mat``: train and test identities joined, fields addressed by name.
+def common(names: Sequence[str], others: Sequence[str]) -> tuple[str, ...]:
+    """Return the attributes that two domains share, in the order of the first.
+
+    >>> len(common(MARKET_FIELDS, DUKE_FIELDS))
+    18
+    """
+    return tuple(name for name in names if name in others)
+
+
+def read_mat(path: Path, kind: AnnotationFile) -> AttributeCodes:
+    """Read an attribute file: train and test identities joined, fields addressed by name.
 
     Raises:
         DataError: not such a file, a missing field, a code out of range or an identity annotated twice.
@@ -49,7 +91,7 @@ def read_market_mat(path: Path) -> AttributeCodes:
         ) from error
     pids, codes = [], []
     for split in ("train", "test"):
-        split_pids, split_codes = _read_struct(_struct(content, split, path), f"{path}, {split}")
+        split_pids, split_codes = _read_struct(_struct(content, split, path, kind), f"{path}, {split}", kind)
         pids.append(split_pids)
         codes.append(split_codes)
     joined = np.concatenate(pids)
@@ -60,28 +102,33 @@ def read_market_mat(path: Path) -> AttributeCodes:
         raise DataError(
             f"An identity must be annotated once, but {path} annotates {name_pids(twice)} twice; repair it."
         )
-    return AttributeCodes(fields=MARKET_FIELDS, pids=joined, codes=np.concatenate(codes)[order])
+    return AttributeCodes(fields=kind.fields, pids=joined, codes=np.concatenate(codes)[order])
 
 
-def write_market_mat(path: Path, attributes: AttributeCodes, *, train_pids: Ints) -> None:
-    """Write annotations as ``market_attribute.mat``, byte for byte the same for the same annotations.
+def write_mat(path: Path, attributes: AttributeCodes, *, kind: AnnotationFile, train_pids: Ints) -> None:
+    """Write annotations as a release has them, byte for byte the same for the same annotations.
+
+    As in the releases, the two structs have their fields in different orders.
 
     Args:
         path: the file to write.
         attributes: codes of all identities.
+        kind: whose names and order of structs.
         train_pids: identities of the ``train`` struct; all others go to ``test``.
     """
     is_train = np.isin(attributes.pids, train_pids)
     structs = {}
-    for split, member in (("test", ~is_train), ("train", is_train)):
+    for split in kind.structs:
+        member = is_train if split == "train" else ~is_train
         names = np.empty((1, int(member.sum())), dtype=object)
         names[0] = [f"{pid:04d}" for pid in attributes.pids[member].tolist()]
-        columns = {field: attributes.codes[member, i][None] for i, field in enumerate(attributes.fields)}
+        order = sorted(attributes.fields) if split == "train" else attributes.fields
+        columns = {field: attributes.codes[member, attributes.fields.index(field)][None] for field in order}
         structs[split] = {**columns, "image_index": names}
     buffer = io.BytesIO()
-    scipy.io.savemat(buffer, {_STRUCT: structs})
-    header = b"MATLAB 5.0 MAT-file, Market-1501 attributes".ljust(116)  # scipy puts the time of day here
-    path.write_bytes(header + buffer.getvalue()[116:])
+    scipy.io.savemat(buffer, {kind.struct: structs})
+    header = f"MATLAB 5.0 MAT-file, {kind.struct}".ljust(116)  # scipy puts the time of day here
+    path.write_bytes(header.encode() + buffer.getvalue()[116:])
 
 
 def encode(attributes: AttributeCodes, *, age: Age) -> AttributeTable:
@@ -117,32 +164,32 @@ def _columns(field: str, codes: Bytes, *, age: Age) -> list[tuple[str, Bools]]:
     return [("age_adult_or_old", codes >= 3)] if age == "binary" else []
 
 
-def _struct(content: Mapping[str, Any], split: str, path: Path) -> Mapping[str, Any]:
-    struct = content.get(_STRUCT)
+def _struct(content: Mapping[str, Any], split: str, path: Path, kind: AnnotationFile) -> Mapping[str, Any]:
+    struct = content.get(kind.struct)
     found = struct if isinstance(struct, Mapping) else content
     if not isinstance(struct, Mapping) or not isinstance(struct.get(split), Mapping):
         names = ", ".join(sorted(name for name in found if not name.startswith("__"))) or "nothing"
         raise DataError(
-            f"{path} must hold the struct {_STRUCT!r} with the structs 'train' and 'test', but {names} was found; "
-            "use the file of the Market-1501_Attribute release."
+            f"{path} must hold the struct {kind.struct!r} with the structs 'train' and 'test', but {names} was found; "
+            f"use the file of the {kind.release} release."
         )
     split_struct: Mapping[str, Any] = struct[split]
     return split_struct
 
 
-def _read_struct(struct: Mapping[str, Any], where: str) -> tuple[Ints, Bytes]:
-    missing = [field for field in (*MARKET_FIELDS, "image_index") if field not in struct]
+def _read_struct(struct: Mapping[str, Any], where: str, kind: AnnotationFile) -> tuple[Ints, Bytes]:
+    missing = [field for field in (*kind.fields, "image_index") if field not in struct]
     if missing:
         raise DataError(
-            f"All {len(MARKET_FIELDS)} fields and image_index must be there, but {where} lacks {', '.join(missing)}; "
-            "use the file of the Market-1501_Attribute release."
+            f"All {len(kind.fields)} fields and image_index must be there, but {where} lacks {', '.join(missing)}; "
+            f"use the file of the {kind.release} release."
         )
     names = np.atleast_1d(struct["image_index"]).ravel()
     odd = [name for name in names if not isinstance(name, str) or not _IDENTITY.fullmatch(name)]
     if odd:
         raise DataError(f"image_index must name identities like '0002', but {where} has '{odd[0]}'; repair it.")
     pids = np.array([int(name) for name in names], dtype=np.int64)
-    codes = [_read_field(field, np.atleast_1d(struct[field]).ravel(), pids, where) for field in MARKET_FIELDS]
+    codes = [_read_field(field, np.atleast_1d(struct[field]).ravel(), pids, where) for field in kind.fields]
     return pids, np.stack(codes, axis=1)
 
 

@@ -54,14 +54,14 @@ class Batches:
         channels_last: memory format of the images.
 
     Raises:
-        DataError: fewer training images than one batch takes, too few identities to hold out, held-out queries that
-            have no match, or a source identity that its attributes leave out.
+        DataError: an unlabelled source, fewer training images than one batch takes, too few identities to hold out,
+            held-out queries that have no match, or a source identity that its attributes leave out.
     """
 
     source_domain: Domain
-    """The source with its held-out identities."""
+    """The source with its split and its held-out identities."""
     target_domain: Domain
-    """The target with its held-out identities."""
+    """The target with its split and its held-out identities: its rows are the target store's."""
     train_pids: Ints
     """int64 [K], ascending: class k is identity ``train_pids[k]``."""
     attribute_names: tuple[str, ...]
@@ -74,8 +74,10 @@ class Batches:
     ) -> None:
         self._config, self._seed, self._device, self._channels_last = config, seed, device, channels_last
         self._source, self._target = source, target
-        self.source_domain = domain = source.domain.with_held_out(config.num_val_ids)
-        self.target_domain = target.domain.with_held_out(config.num_val_ids)
+        if not source.domain.labelled:
+            raise DataError(f"A source needs identities, but {source.domain.name} is unlabelled; name another source.")
+        self.source_domain = domain = _split(source.domain, config)
+        self.target_domain = _split(target.domain, config)
         self._source_rows = _train_rows(domain, batch=config.source_batch, field="data.source_batch")
         self._target_rows = np.empty(0, dtype=np.int64)
         if config.use_target:
@@ -131,6 +133,10 @@ class Batches:
         if self._device.type == "cuda":
             return tensor.pin_memory().to(self._device, non_blocking=True)
         return tensor.to(self._device)
+
+
+def _split(domain: Domain, config: DataConfig) -> Domain:
+    return domain.with_split(config.split).with_held_out(config.num_val_ids)
 
 
 def _train_rows(domain: Domain, *, batch: int, field: str) -> Ints:

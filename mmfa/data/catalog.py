@@ -2,19 +2,46 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 
-from mmfa.data import market_layout
+from mmfa.data import folder, market_layout, two_camera
 from mmfa.data.pedestrians.domains import DOMAINS
 from mmfa.data.pedestrians.render import ensure_rendered
 from mmfa.data.records import Dataset, Progress, no_progress
 from mmfa.errors import DataError, did_you_mean
 
+MARKET_LIKE = {layout.name: layout for layout in (market_layout.MARKET, market_layout.DUKE)}
+TWO_CAMERA = {layout.name: layout for layout in (two_camera.VIPER, two_camera.PRID)}
+BENCHMARKS = (*MARKET_LIKE, *TWO_CAMERA)
+"""Datasets that are read from the user's own copy under a data root."""
+
 
 def names() -> tuple[str, ...]:
-    """Return every name that :func:`load` knows."""
-    return (*DOMAINS, "market1501")
+    """Return every fixed name that :func:`load` knows; it takes ``folder:PATH`` besides."""
+    return (*DOMAINS, *BENCHMARKS)
+
+
+def check_name(name: str) -> None:
+    """Raise DataError unless :func:`load` knows the name; the nearest one is named."""
+    if name not in names() and not name.startswith(folder.PREFIX):
+        raise DataError(f"{name!r} is not a dataset{did_you_mean(name, (*names(), 'folder:PATH'))}")
+
+
+def needs_data_root(name: str) -> bool:
+    """Return whether a dataset is looked for under the data root."""
+    return name in BENCHMARKS
+
+
+def slug(name: str) -> str:
+    """Return the short name of a dataset, fit for a file name: the name of its domain.
+
+    Raises:
+        DataError: an unknown name.
+    """
+    check_name(name)
+    return folder.domain_name(_path(name)) if name.startswith(folder.PREFIX) else name
 
 
 def load(
@@ -24,29 +51,42 @@ def load(
     """List a dataset; the embedded ones are rendered on first use.
 
     Args:
-        name: one of :func:`names`.
-        data_root: folder of the user's datasets; not needed for the embedded ones, and never written to.
+        name: one of :func:`names`, or ``folder:PATH``.
+        data_root: folder of the user's datasets; only benchmarks need it, and it is never written to.
         cache_dir: folder of everything that can be made again.
         strict_counts: raise where published counts are not met, instead of a warning.
-        attributes_required: false for a target, whose attributes nothing reads: they may be missing.
+        attributes_required: true for a source: Market-1501 and DukeMTMC-reID must have their attribute file, and a
+            folder must be labelled; VIPeR, PRID 2011 and folders may lack attributes.
         progress: called as pictures are rendered.
 
     Raises:
         DataError: an unknown name, no data root, or a dataset that does not hold.
     """
+    check_name(name)
     if name in DOMAINS:
         root = ensure_rendered(name, cache_dir=cache_dir, progress=progress)
+        layout = market_layout.MARKET
+        dataset = market_layout.read(layout, root, name=name)
         return market_layout.with_attributes(
-            root, market_layout.read_layout(root, name=name), root / market_layout.ATTRIBUTE_FILE
+            dataclasses.replace(dataset, published={}), layout, root / layout.annotations.file
         )
-    if name != "market1501":
-        raise DataError(f"{name!r} is not a dataset of this version{did_you_mean(name, names())}")
+    if name.startswith(folder.PREFIX):
+        return folder.load(_path(name), unlabelled_allowed=not attributes_required)
     if data_root is None:
         raise DataError(
-            "market1501 is read from your own copy, but no data root was given; "
-            f"name the folder that holds {market_layout.ROOTS[0]} with --data-root."
+            f"{name} is read from your own copy, but no data root was given; "
+            f"name the folder that holds {_roots(name)[0]} with --data-root."
         )
-    return market_layout.load_market(data_root, strict_counts=strict_counts, attributes_required=attributes_required)
+    if name in TWO_CAMERA:
+        return two_camera.load(TWO_CAMERA[name], data_root, strict_counts=strict_counts)
+    return market_layout.load(
+        MARKET_LIKE[name], data_root, strict_counts=strict_counts, attributes_required=attributes_required
+    )
+
+
+def is_present(name: str, data_root: Path) -> bool:
+    """Return whether a benchmark seems to lie under the data root, whatever state it is in."""
+    return any((data_root / root).is_dir() for root in _roots(name))
 
 
 def default_cache_dir() -> Path:
@@ -55,3 +95,11 @@ def default_cache_dir() -> Path:
         return Path(chosen)
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "mmfa"
+
+
+def _path(name: str) -> Path:
+    return Path(name.removeprefix(folder.PREFIX)).expanduser()
+
+
+def _roots(name: str) -> tuple[str, ...]:
+    return MARKET_LIKE[name].roots if name in MARKET_LIKE else TWO_CAMERA[name].roots

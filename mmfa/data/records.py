@@ -5,8 +5,8 @@ Shapes: N images, P annotated identities, F annotated fields, M binary attribute
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from mmfa.errors import DataError
 
-Split = Literal["train", "query", "gallery", "val_query", "val_gallery"]
+Split = Literal["train", "query", "gallery", "val_query", "val_gallery", "unused"]
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
@@ -81,16 +81,19 @@ class Domain:
     paths: tuple[str, ...]
     """Image files relative to the dataset's root, with forward slashes, ascending."""
     pids: Ints
-    """int64 [N] identities; 0: a distractor that matches nobody."""
+    """int64 [N] identities; 0: a distractor that matches nobody; -1 throughout an unlabelled domain."""
     camids: Ints
     """int64 [N] cameras, 0-based."""
     splits: Strings
     """[N] values of :data:`Split`."""
     attributes: AttributeCodes | None = None
     """Annotations by identity, where the dataset has any."""
+    labelled: bool = True
+    """Whether anybody knows who is on the images; if not, all of them are ``train``, and only a target can use them."""
 
     def __post_init__(self) -> None:
         assert list(self.paths) == sorted(set(self.paths)), "paths must ascend without repetition"
+        assert self.labelled or (self.attributes is None and (self.pids == -1).all()), "labels without labelled"
         assert len(self.paths) == len(self.pids) == len(self.camids) == len(self.splits), "columns differ in length"
 
     def rows(self, *splits: Split) -> Ints:
@@ -102,13 +105,25 @@ class Domain:
         """Ascending int64 identities of the split ``train``; their order numbers the classes."""
         return np.unique(self.pids[self.rows("train")])
 
+    def with_split(self, number: int) -> Domain:
+        """Return a copy with one of the ten splits of VIPeR or PRID 2011; other domains have one, and keep it.
+
+        Raises:
+            DataError: a number outside 0 to 9.
+        """
+        from mmfa.data.splits import assign  # splits builds on this module
+
+        return assign(self, number)
+
     def with_held_out(self, num_ids: int) -> Domain:
         """Return a copy in which ``num_ids`` training identities are ``val_query`` and ``val_gallery``.
 
+        An unlabelled domain has no identities to hold out, and is returned as it is.
+
         Raises:
-            DataError: more identities than half of the training ones.
+            DataError: more identities than half of the training ones, or a dataset too small to hold any out.
         """
-        from mmfa.data.splits import hold_out  # splits.py builds on this module
+        from mmfa.data.splits import hold_out  # splits builds on this module
 
         return hold_out(self, num_ids=num_ids)
 
@@ -123,6 +138,14 @@ class Dataset:
     """The images and their labels."""
     attribute_file: Path | None
     """The annotations' file, if the dataset has any."""
+    formats: tuple[str, ...] = ("JPEG",)
+    """Image formats, by Pillow's names, that its files may have."""
+    num_junk: int = 0
+    """Junk detections that were left out."""
+    counts: Mapping[str, int] = field(default_factory=dict)
+    """What was counted."""
+    published: Mapping[str, int] = field(default_factory=dict)
+    """Those of the counts that its authors published."""
 
 
 def name_pids(pids: Ints, *, limit: int = 5) -> str:

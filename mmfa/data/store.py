@@ -7,6 +7,7 @@ schema's metadata.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import io
@@ -19,14 +20,16 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import filelock
 import numpy as np
 import PIL
 import pyarrow as pa
 import torch
+import torchvision.io
 from PIL import Image
+from torch import Tensor
 
 from mmfa.config import canonical_json
 from mmfa.data.augment import resize
@@ -35,11 +38,14 @@ from mmfa.errors import DataError
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 """Version of the file: raised whenever its content is read or made differently."""
 _METADATA = b"mmfa"
+_JPEG = b"\xff\xd8"
+"""How a JPEG begins."""
 _CHUNK = 64
 """Images decoded by one task of the thread pool."""
+_FINGERPRINT_DIGITS = 12
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -94,25 +100,16 @@ def _build_once(path: Path, dataset: Dataset, *, shape: tuple[int, int, int, int
         for leftover in folder.glob("*.tmp"):  # only the holder of the lock has any
             leftover.unlink()
         logger.info("building %s from %d images", path, len(dataset.domain.paths))
-        with _removed(path.with_suffix(".pixels.tmp")) as scratch, _removed(path.with_suffix(".tmp")) as made:
-            pixels = _allocate(scratch, shape)
-            digests = _decode_all(dataset, pixels, progress)
-            _write(made, dataset.domain, pixels, _fingerprint(dataset.domain, digests))
+        with _removed(path.with_suffix(".tmp")) as made:
+            with made.open("wb") as file:
+                first = _write_around_pixels(file, dataset.domain, shape, fingerprint="0" * _FINGERPRINT_DIGITS)
+                digests = _decode_all(dataset, file.fileno(), first, shape[1:], progress)
+                fingerprint = _fingerprint(dataset.domain, digests)
+                assert _write_around_pixels(file, dataset.domain, shape, fingerprint=fingerprint) == first
+                file.flush()
+                os.fsync(file.fileno())
             made.replace(path)
         _sync(folder)
-
-
-def _allocate(path: Path, shape: tuple[int, int, int, int]) -> Bytes:
-    """Return a new file as an array, its room taken at once: a disk that is full later kills whoever writes to it."""
-    with path.open("wb") as file:
-        if hasattr(os, "posix_fallocate"):
-            try:
-                os.posix_fallocate(file.fileno(), 0, math.prod(shape))
-            except OSError as error:
-                if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # file systems that cannot
-                    raise
-        file.truncate(math.prod(shape))
-    return np.memmap(path, dtype=np.uint8, mode="r+", shape=shape)
 
 
 def open_store(path: Path) -> Store:
@@ -140,24 +137,22 @@ def open_store(path: Path) -> Store:
 
 def _listing_key(dataset: Dataset) -> str:
     """Hash what a listing shows and what decodes it: it changes when a file does, and costs no reading."""
-    made_by = [FORMAT, PIL.__version__, torch.__version__]
-    digest = hashlib.sha256(canonical_json([*made_by, dataset.domain.name]).encode())
+    made_by = [FORMAT, PIL.__version__, torch.__version__, torchvision.__version__]
     files = {name: dataset.root / name for name in dataset.domain.paths}
     if dataset.attribute_file:
         files["attributes"] = dataset.attribute_file
-    for name, path in files.items():
-        stat = path.stat()
-        digest.update(canonical_json([name, stat.st_size, stat.st_mtime_ns]).encode())
-    return digest.hexdigest()[:12]
+    stats = [(name, path.stat()) for name, path in files.items()]
+    listing = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
+    return hashlib.sha256(canonical_json([made_by, dataset.domain.name, listing]).encode()).hexdigest()[:12]
 
 
-def _decode_all(dataset: Dataset, pixels: Bytes, progress: Progress) -> list[str]:
-    """Fill ``pixels`` with all cores and return the SHA-256 of each file."""
-    total = len(pixels)
+def _decode_all(dataset: Dataset, file: int, first: int, shape: tuple[int, ...], progress: Progress) -> list[str]:
+    """Write all pixels into an open file from position ``first``, with all cores; return the SHA-256 of each image."""
+    total = len(dataset.domain.paths)
     digests: list[str] = []
     chunks = [range(start, min(start + _CHUNK, total)) for start in range(0, total, _CHUNK)]
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        tasks = [pool.submit(_decode_chunk, dataset, chunk, pixels) for chunk in chunks]
+        tasks = [pool.submit(_decode_chunk, dataset, chunk, file, first, shape) for chunk in chunks]
         try:
             for task in tasks:
                 digests.extend(task.result())
@@ -168,21 +163,41 @@ def _decode_all(dataset: Dataset, pixels: Bytes, progress: Progress) -> list[str
     return digests
 
 
-def _decode_chunk(dataset: Dataset, rows: range, pixels: Bytes) -> list[str]:
-    return [_decode(dataset.root / dataset.domain.paths[row], pixels[row]) for row in rows]
-
-
-def _decode(path: Path, out_HWC: Bytes) -> str:
-    """Decode one file into its row and return its SHA-256."""
-    try:
+def _decode_chunk(dataset: Dataset, rows: range, file: int, first: int, shape: tuple[int, ...]) -> list[str]:
+    pixels = np.empty((len(rows), *shape), dtype=np.uint8)
+    digests = []
+    for out_HWC, row in zip(pixels, rows, strict=True):
+        path = dataset.root / dataset.domain.paths[row]
         content = path.read_bytes()
-        with Image.open(io.BytesIO(content), formats=["JPEG"]) as image:
-            pixels_HWC = np.array(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises on damaged files
-        raise DataError(f"Every image must be an intact JPEG, but {path} cannot be decoded; restore it.") from error
-    height, width, _ = out_HWC.shape
-    out_HWC[:] = resize(torch.from_numpy(pixels_HWC)[None], height=height, width=width)[0].numpy()
-    return hashlib.sha256(content).hexdigest()
+        digests.append(hashlib.sha256(content).hexdigest())
+        image_hwC = _decode(content, path, dataset.formats)
+        if image_hwC.shape != out_HWC.shape:
+            image_hwC = resize(image_hwC[None], height=shape[0], width=shape[1])[0]
+        out_HWC[:] = image_hwC.numpy()
+    if os.pwrite(file, pixels.data, first + rows.start * math.prod(shape)) != pixels.nbytes:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    return digests
+
+
+def _decode(content: bytes, path: Path, formats: tuple[str, ...]) -> Tensor:
+    """Return the uint8 [H, W, 3] pixels of a file.
+
+    torchvision decodes a JPEG twice as fast as Pillow, to the same pixels, for as long as it does (0.29 announces an end
+    of that); what it refuses may still be fit for Pillow.
+    """
+    if content.startswith(_JPEG) and "JPEG" in formats and hasattr(torchvision.io, "decode_jpeg"):
+        with contextlib.suppress(RuntimeError):
+            encoded = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+            image_hwC: Tensor = torchvision.io.decode_jpeg(encoded, mode=torchvision.io.ImageReadMode.RGB).permute(
+                1, 2, 0
+            )
+            return image_hwC
+    try:
+        with Image.open(io.BytesIO(content), formats=formats) as image:
+            return torch.from_numpy(np.array(image.convert("RGB")))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow on damaged files
+        kinds = " or ".join(formats)
+        raise DataError(f"Every image must be an intact {kinds}, but {path} cannot be decoded; restore it.") from error
 
 
 def _fingerprint(domain: Domain, digests: list[str]) -> str:
@@ -191,18 +206,24 @@ def _fingerprint(domain: Domain, digests: list[str]) -> str:
     for path, content, pid, camid, split in labels:
         digest.update(canonical_json([path, content, pid, camid, str(split)]).encode())
     digest.update(canonical_json(_attributes_json(domain.attributes)).encode())
-    return digest.hexdigest()[:12]
+    return digest.hexdigest()[:_FINGERPRINT_DIGITS]
 
 
-def _write(path: Path, domain: Domain, pixels: Bytes, fingerprint: str) -> None:
-    num = len(pixels)
-    image = pa.fixed_shape_tensor(pa.uint8(), pixels.shape[1:])
+def _write_around_pixels(file: BinaryIO, domain: Domain, shape: tuple[int, int, int, int], *, fingerprint: str) -> int:
+    """Write a store from the start of a file, except for its pixels; return where they belong.
+
+    Decoded pixels so reach their place without a copy elsewhere. What surrounds them has one length, whatever the
+    fingerprint, which is known last.
+    """
+    pixels = np.empty(shape, dtype=np.uint8)  # never touched: it takes address space, and no memory
+    image = pa.fixed_shape_tensor(pa.uint8(), shape[1:])
     values = pa.Array.from_buffers(pa.uint8(), pixels.size, [None, pa.py_buffer(pixels)])
-    storage = pa.FixedSizeListArray.from_arrays(values, pixels.size // num)
+    storage = pa.FixedSizeListArray.from_arrays(values, pixels.size // len(pixels))
     metadata = {
         "format": FORMAT,
         "name": domain.name,
         "fingerprint": fingerprint,
+        "labelled": domain.labelled,
         "attributes": _attributes_json(domain.attributes),
     }
     batch = pa.record_batch(
@@ -214,12 +235,40 @@ def _write(path: Path, domain: Domain, pixels: Bytes, fingerprint: str) -> None:
             "image": pa.ExtensionArray.from_storage(image, storage),
         }
     ).replace_schema_metadata({_METADATA: canonical_json(metadata)})
+    file.seek(0)
+    sink = _Skipping(file, address=pixels.ctypes.data)
     options = pa.ipc.IpcWriteOptions(allow_64bit=True)  # more than 2**31 bytes of pixels
-    with path.open("wb") as file:
-        with pa.ipc.new_file(file, batch.schema, options=options) as writer:
-            writer.write_batch(batch)
-        file.flush()
-        os.fsync(file.fileno())
+    with pa.ipc.new_file(pa.PythonFile(sink, mode="w"), batch.schema, options=options) as writer:
+        writer.write_batch(batch)
+    return sink.skipped_at
+
+
+class _Skipping:
+    """A file in which one buffer, known by its address, is not written but left out."""
+
+    closed = False
+
+    def __init__(self, file: BinaryIO, *, address: int) -> None:
+        self._file, self._address = file, address
+        self.skipped_at = -1
+
+    def write(self, data: Any) -> int:
+        """Take one buffer from Arrow."""
+        if isinstance(data, pa.Buffer) and data.address == self._address:
+            self.skipped_at = self._file.tell()
+            self._file.seek(data.size, os.SEEK_CUR)
+            return int(data.size)
+        return self._file.write(data)
+
+    def tell(self) -> int:
+        """Return the position, from which Arrow reckons its offsets."""
+        return self._file.tell()
+
+    def flush(self) -> None:
+        """Do nothing: the owner of the file does."""
+
+    def close(self) -> None:
+        """Do nothing: the owner of the file does."""
 
 
 def _domain(batch: pa.RecordBatch, metadata: dict[str, Any]) -> Domain:
@@ -230,6 +279,7 @@ def _domain(batch: pa.RecordBatch, metadata: dict[str, Any]) -> Domain:
         pids=batch.column("pid").to_numpy(),
         camids=batch.column("camid").to_numpy(),
         splits=np.array(batch.column("split").to_pylist(), dtype="<U11"),
+        labelled=metadata["labelled"],
         attributes=attributes
         and AttributeCodes(
             fields=tuple(attributes["fields"]),

@@ -114,12 +114,12 @@ def render(folder: Path, name: str, population: Population, *, num_processes: in
         OSError: something cannot be written by this process.
         DataError: something cannot be written by another that it started.
     """
-    from mmfa.data.attributes import write_market_mat  # the workers, which import this module, do without scipy
+    from mmfa.data.attributes import MARKET, write_mat  # the workers, which import this module, do without scipy
 
     for subfolder in ("bounding_box_train", "bounding_box_test", "query"):
         (folder / subfolder).mkdir(parents=True)
     train_pids = np.arange(1, population.num_train + 1)
-    write_market_mat(folder / "market_attribute.mat", attribute_codes(name, population), train_pids=train_pids)
+    write_mat(folder / MARKET.file, attribute_codes(name, population), kind=MARKET, train_pids=train_pids)
     total = len(plan(name, population))
     logger.info("rendering %d pictures of %s", total, name)
     done = 0

@@ -13,8 +13,9 @@ import pytest
 from PIL import Image
 
 from mmfa.data import catalog
-from mmfa.data.attributes import LOWER_COLOURS, MARKET_FIELDS, UPPER_COLOURS, read_market_mat
-from mmfa.data.market_layout import read_layout
+from mmfa.data.attributes import LOWER_COLOURS, MARKET, MARKET_FIELDS, UPPER_COLOURS, read_mat
+from mmfa.data.market_layout import MARKET as LAYOUT
+from mmfa.data.market_layout import read
 from mmfa.data.pedestrians.camera import draw_camera, photograph
 from mmfa.data.pedestrians.domains import DOMAINS, FAR, SEED, SOURCE, TARGET_GAPS, VERSION, Population, blend, generator
 from mmfa.data.pedestrians.person import LOWER_RGB, UPPER_RGB, draw_person
@@ -54,13 +55,13 @@ def test_a_rendered_folder_is_a_market_1501(tmp_path):
         num_processes=1,
         progress=lambda *now: progress.append(now),
     )
-    domain = read_layout(folder, name="embedded-source")
+    domain = read(LAYOUT, folder, name="embedded-source").domain
     assert domain.paths == tuple(sorted(shot.path for shot in plan("embedded-source", TINY)))
     assert progress[-1] == ("rendering embedded-source", len(domain.paths), len(domain.paths))
     for path in domain.paths:
         with Image.open(folder / path) as image:
             assert (image.size, image.mode, image.format) == ((64, 128), "RGB", "JPEG")
-    codes = read_market_mat(folder / "market_attribute.mat")
+    codes = read_mat(folder / "market_attribute.mat", MARKET)
     assert codes.pids.tolist() == list(range(1, 11)) and (codes.codes >= 1).all()
     np.testing.assert_array_equal(codes.codes, attribute_codes("embedded-source", TINY).codes)
     assert ensure_rendered("embedded-source", cache_dir=tmp_path, population=TINY, progress=refuse) == folder
@@ -94,7 +95,7 @@ def test_the_published_population(name):
 
 def test_held_out_queries_all_have_a_positive(tmp_path, caplog):
     folder = ensure_rendered("embedded-null", cache_dir=tmp_path, population=TINY, num_processes=1)
-    held = read_layout(folder, name="embedded-null").with_held_out(2)
+    held = read(LAYOUT, folder, name="embedded-null").domain.with_held_out(2)
     assert len(held.rows("val_query")) == len(held.rows("val_gallery")) >= 4
     assert not caplog.records
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from mmfa.data.attributes import MARKET_FIELDS
 from mmfa.data.records import AttributeCodes, Dataset, Domain
-from mmfa.data.store import FORMAT, _allocate, build, open_store
+from mmfa.data.store import FORMAT, build, open_store
 from mmfa.errors import DataError
 
 
@@ -105,7 +105,7 @@ def test_a_second_build_reads_no_image(tmp_path):
     assert not steps
 
 
-@pytest.mark.parametrize("version", ["PIL.__version__", "torch.__version__"])
+@pytest.mark.parametrize("version", ["PIL.__version__", "torch.__version__", "torchvision.__version__"])
 def test_another_decoder_builds_again(tmp_path, monkeypatch, version):
     dataset = write_images(tmp_path / "data")
     path = build(dataset, cache_dir=tmp_path / "cache", height=128, width=64)
@@ -137,12 +137,47 @@ def test_a_cache_that_is_no_folder_is_an_error(tmp_path):
         build(dataset, cache_dir=tmp_path / "cache", height=128, width=64)
 
 
-def test_the_room_for_the_pixels_is_taken_at_once(tmp_path):
-    """Writing into a mapped file on a full disk ends the process with SIGBUS."""
-    pixels = _allocate(tmp_path / "pixels", (100, 64, 32, 3))
-    taken = (tmp_path / "pixels").stat()
-    assert taken.st_size == pixels.nbytes == 100 * 64 * 32 * 3
-    assert taken.st_blocks * 512 >= taken.st_size
+def with_other_image(dataset, path, image, **options):
+    """Put another image in the place of the first, and maybe under another name."""
+    (dataset.root / dataset.domain.paths[0]).unlink()
+    image.save(dataset.root / path, **options)
+    domain = dataclasses.replace(dataset.domain, paths=(path, *dataset.domain.paths[1:]))
+    return dataclasses.replace(dataset, domain=domain)
+
+
+@pytest.mark.parametrize(("suffix", "image_format"), [("png", "PNG"), ("bmp", "BMP")])
+def test_other_formats_are_decoded_where_the_dataset_has_them(tmp_path, suffix, image_format):
+    pixels = np.random.default_rng(0).integers(0, 256, (128, 64, 3), dtype=np.uint8)
+    dataset = write_images(tmp_path / "data")
+    dataset = with_other_image(dataset, f"bounding_box_train/0001_c1.{suffix}", Image.fromarray(pixels))
+    with pytest.raises(DataError, match=rf"must be an intact JPEG, but .*0001_c1\.{suffix} cannot be decoded"):
+        build(dataset, cache_dir=tmp_path / "cache", height=128, width=64)
+    dataset = dataclasses.replace(dataset, formats=("JPEG", image_format))
+    np.testing.assert_array_equal(opened(dataset, tmp_path / "cache").images[0], pixels)
+    only = dataclasses.replace(dataset, formats=(image_format,))
+    with pytest.raises(DataError, match=f"must be an intact {image_format}, but .* cannot be decoded"):
+        build(only, cache_dir=tmp_path / "other", height=128, width=64)
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK", "progressive"])
+def test_every_kind_of_jpeg_is_decoded_as_pillow_does(tmp_path, mode):
+    smooth = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 4, 3), dtype=np.uint8)).resize((64, 128))
+    dataset = write_images(tmp_path / "data")
+    path = dataset.domain.paths[0]
+    if mode == "progressive":
+        smooth.save(dataset.root / path, progressive=True)
+    else:
+        smooth.convert(mode).save(dataset.root / path)
+    wanted = np.asarray(Image.open(dataset.root / path).convert("RGB")).astype(int)
+    found = opened(dataset, tmp_path / "cache").images[0]
+    assert np.abs(found - wanted).max() <= (2 if mode == "CMYK" else 0)
+
+
+def test_an_unlabelled_domain_comes_back_unlabelled(tmp_path):
+    dataset = write_images(tmp_path / "data", attributes=False)
+    domain = dataclasses.replace(dataset.domain, pids=np.full(10, -1), labelled=False)
+    store = opened(dataclasses.replace(dataset, domain=domain), tmp_path / "cache")
+    assert store.domain.labelled is False and (store.domain.pids == -1).all()
 
 
 def test_progress_reaches_the_total(tmp_path):

@@ -8,6 +8,7 @@ import logging
 import numpy as np
 
 from mmfa.data.records import Domain, Ints
+from mmfa.data.splits.ten import SHA256 as SMALL
 from mmfa.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -48,14 +49,20 @@ def hold_out(domain: Domain, *, num_ids: int) -> Domain:
     becomes ``val_query``, the others ``val_gallery``.
 
     Args:
-        domain: with its official splits.
+        domain: with its official splits; an unlabelled one is returned as it is.
         num_ids: identities to hold out; 0 changes nothing.
 
     Raises:
-        DataError: more identities than half of the eligible ones, or no query with an image by another camera.
+        DataError: more identities than half of the eligible ones, a dataset too small to hold any out, or no query
+            with an image by another camera.
     """
-    if num_ids == 0:
+    if num_ids == 0 or not domain.labelled:
         return domain
+    if domain.name in SMALL:
+        raise DataError(
+            f"{domain.name} is too small to hold out from, but data.num_val_ids={num_ids} were asked; "
+            "set data.num_val_ids=0 and choose settings on other datasets."
+        )
     train = domain.rows("train")
     seen = np.unique(np.stack([domain.pids[train], domain.camids[train]]), axis=1)
     eligible, num_cameras = np.unique(seen[0], return_counts=True)
