@@ -37,6 +37,8 @@ __all__ = ["EpochReport", "Training"]
 
 logger = logging.getLogger(__name__)
 
+HeldOut = Literal["target_val", "source_val"]
+
 
 class Training:
     """One training: everything in it follows from the config, the two stores and the hardware.
@@ -58,7 +60,9 @@ class Training:
 
     def __init__(self, config: TrialConfig, *, source: Store, target: Store, device: str = "auto") -> None:
         self.config = config
-        self.source, self.target = source, target
+        self.source, self.target = source, target = [
+            dataclasses.replace(store, domain=store.domain.with_split(config.data.split)) for store in (source, target)
+        ]
         self.hardware = Hardware.choose(device, config.run)
         self.history: list[EpochReport] = []
         self._batches = Batches(
@@ -72,7 +76,9 @@ class Training:
         held_out = {"target_val": (target, self._batches.target_domain.rows)}
         held_out["source_val"] = (source, self._batches.source_domain.rows)
         self._held_out = {
-            split: (store, rows("val_query"), rows("val_gallery")) for split, (store, rows) in held_out.items()
+            split: (store, rows("val_query"), rows("val_gallery"))
+            for split, (store, rows) in held_out.items()
+            if len(rows("val_query"))
         }
         self.model = self._new_model()
         self._optimiser = build_sgd(self.model, config.optim)
@@ -296,14 +302,11 @@ class Training:
             self._average.update()
 
     def _validate(self, epoch: int) -> dict[str, RetrievalReport]:
-        if self.config.data.num_val_ids == 0:
-            return {}
-        splits: tuple[Literal["target_val", "source_val"], ...] = ("target_val",)
-        if epoch == self.config.optim.num_epochs:
-            splits = ("target_val", "source_val")
-        return {split: self._evaluate(split, epoch=epoch) for split in splits}
+        last = epoch == self.config.optim.num_epochs
+        splits: tuple[HeldOut, ...] = ("target_val", "source_val") if last else ("target_val",)
+        return {split: self._evaluate(split, epoch=epoch) for split in splits if split in self._held_out}
 
-    def _evaluate(self, split: Literal["target_val", "source_val"], *, epoch: int) -> RetrievalReport:
+    def _evaluate(self, split: HeldOut, *, epoch: int) -> RetrievalReport:
         store, query_rows, gallery_rows = self._held_out[split]
         with _diverged(f"epoch {epoch}, evaluation of {split}"):
             return evaluate(

@@ -10,12 +10,12 @@ import shutil
 import signal
 import sys
 import threading
-import tomllib
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from mmfa.commands.shared import setting
 from mmfa.config import PROFILES
 from mmfa.errors import ConfigError, MmfaError, did_you_mean
 from studies import library
@@ -241,38 +241,38 @@ def _plan(options: argparse.Namespace) -> Plan:
         seed=options.seed,
         trials=options.trials,
     )
+    _check_datasets(plan, options.data_root)
+    return plan
+
+
+def _check_datasets(plan: Plan, data_root: Path | None) -> None:
+    """Refuse unknown datasets, and targets without labels, before anything is touched."""
     from mmfa.data import catalog
-    from mmfa.data.pedestrians.domains import DOMAINS
 
     sources = {config.data.source for config in plan.configs()}
     for name in plan.datasets():
         option = "--source" if name in sources else "--target"
-        if name not in catalog.names():
-            raise ConfigError(f"{option}: {name!r} is not a dataset{did_you_mean(name, catalog.names())}")
-        if name not in DOMAINS and options.data_root is None:
-            layout = "Market-1501-v15.09.15/{bounding_box_train,query,bounding_box_test}"
+        try:
+            catalog.check_name(name)
+        except MmfaError as error:
+            raise ConfigError(f"{option}: {error}") from None
+        if catalog.needs_data_root(name) and data_root is None:
+            layout = catalog.expected_layout(name)
             raise ConfigError(f"{option} {name} needs --data-root DIR, the folder that holds {layout}.")
-    return plan
+        if name not in sources and not catalog.is_labelled(name):
+            raise ConfigError(
+                f"{option} {name} is unlabelled: a study is judged by its labels, and judging without "
+                "(label_free/score) is not in this version; python -m mmfa train trains on it."
+            )
 
 
 def _overrides(options: argparse.Namespace) -> dict[str, Any]:
-    overrides = dict(_setting(text) for text in options.set)
+    overrides = dict(setting(text) for text in options.set)
     if options.weights is not None:
         if "model.weights" in overrides:
             raise ConfigError("--weights and --set model.weights say the same thing; give one of them.")
         overrides["model.weights"] = options.weights
     return overrides
-
-
-def _setting(text: str) -> tuple[str, Any]:
-    """Read KEY=VALUE; the value as TOML, or as a bare word."""
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise ConfigError(f"--set takes KEY=VALUE, e.g. optim.num_epochs=6, but got {text!r}.")
-    try:
-        return key.strip(), tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        return key.strip(), value
 
 
 def _places(options: argparse.Namespace) -> Places:

@@ -17,8 +17,9 @@ from optuna.exceptions import OptunaError
 from sqlalchemy.exc import SQLAlchemyError
 
 from mmfa.config import canonical_json
+from mmfa.data import catalog
 from mmfa.errors import MmfaError
-from studies.plan import digest
+from studies.plan import Plan, digest
 from tune import cluster, preflight, provenance, search, summary
 from tune import outcome as outcomes
 from tune.console import Console
@@ -64,10 +65,9 @@ def _run(request: Request, console: Console) -> int:
         stores = preflight.prepare_stores(
             request.plan.configs(), where, strict_counts=request.strict_counts, progress=progress
         )
-    preflight.check_trainings(request.plan.configs(), stores)
-    pairs = dict.fromkeys(arm.pair for arm in request.plan.arms)
-    experiment_name = next(iter(pairs)) if len(pairs) == 1 else f"{request.plan.study.name}: {len(pairs)} pairs"
-    client, experiment = preflight.open_tracking(where, experiment=experiment_name)
+    for note in preflight.check_trainings(request.plan.configs(), stores):
+        console.say(note)
+    client, experiment = preflight.open_tracking(where, experiment=_experiment(request.plan))
     identity = request.plan.identity(fingerprints=stores.fingerprints)
     study_id = f"{request.plan.study.name}-{digest(identity)}"
     ledger = Ledger(where.ledger)
@@ -83,6 +83,15 @@ def _run(request: Request, console: Console) -> int:
                 raise
     finally:
         lease.release()
+
+
+def _experiment(plan: Plan) -> str:
+    """Return the name of a study's MLflow experiment: its pair, or the study where it has several."""
+    pairs = {(config.data.source, config.data.target) for config in plan.configs()}
+    if len(pairs) > 1:
+        return f"{plan.study.name} on {len(pairs)} pairs"
+    ((source, target),) = pairs
+    return f"{catalog.slug(source)} to {catalog.slug(target)}"
 
 
 @contextmanager

@@ -156,8 +156,11 @@ def prepare_stores(
     return stores
 
 
-def check_trainings(configs: Sequence[TrialConfig], stores: Stores) -> None:
+def check_trainings(configs: Sequence[TrialConfig], stores: Stores) -> list[str]:
     """Build each training and throw it away: weights, sizes and splits are known to hold before a worker starts.
+
+    Returns:
+        what a user should know: sources without attributes.
 
     Raises:
         MmfaError: missing weights, too few images or identities.
@@ -166,5 +169,9 @@ def check_trainings(configs: Sequence[TrialConfig], stores: Stores) -> None:
     from mmfa.training import Training
 
     opened = {name: open_store(path) for name, path in stores.paths.items()}
+    notes = []
     for config in configs:
-        Training(config, source=opened[config.data.source], target=opened[config.data.target], device="cpu")
+        source, target = opened[config.data.source], opened[config.data.target]
+        if not Training(config, source=source, target=target, device="cpu").attribute_names:
+            notes.append(f"{config.data.source} has no attributes: L_attr and L_AAL are off.")
+    return list(dict.fromkeys(notes))

@@ -18,6 +18,7 @@ from mlflow.tracking import MlflowClient
 from mlflow.types import Schema, TensorSpec
 
 import mmfa
+from mmfa.data import catalog
 from mmfa.errors import MmfaError
 
 logger = logging.getLogger(__name__)
@@ -28,7 +29,7 @@ REQUIREMENTS = ("torch", "torchvision", "numpy", "safetensors", "pyarrow", "scip
 
 def model_name(source: str, target: str) -> str:
     """Return the registered model's name for a pair of datasets."""
-    return f"mmfa-{source}-to-{target}"
+    return f"mmfa-{catalog.slug(source)}-to-{catalog.slug(target)}"
 
 
 def promote(

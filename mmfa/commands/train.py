@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -106,14 +105,10 @@ def _check_names(config: TrialConfig) -> None:
 
 
 def _stores(config: TrialConfig, options: argparse.Namespace) -> tuple[Store, Store]:
-    """Open both stores, each with the split of the config."""
     size = {"height": config.data.store_height, "width": config.data.store_width}
     source, target = (
         open_dataset(name, options, **size, is_source=is_source)
         for name, is_source in ((config.data.source, True), (config.data.target, False))
-    )
-    source, target = (
-        dataclasses.replace(store, domain=store.domain.with_split(config.data.split)) for store in (source, target)
     )
     return source, target
 
@@ -152,9 +147,7 @@ def _line(report: EpochReport) -> str:
 
 
 def _test_metrics(training: Training) -> dict[str, float]:
-    from mmfa.reports import retrieval_metrics
-
-    return retrieval_metrics("target", training.test())
+    return training.test().metrics()
 
 
 def _result(training: Training, metrics: dict[str, float]) -> dict[str, Any]:

@@ -84,6 +84,21 @@ def load(
     )
 
 
+def expected_layout(name: str) -> str:
+    """Return where a benchmark is expected under the data root."""
+    folders = tuple(market_layout.FOLDERS) if name in MARKET_LIKE else ("cam_a", "cam_b")
+    return f"{_roots(name)[0]}/{{{','.join(folders)}}}"
+
+
+def is_labelled(name: str) -> bool:
+    """Return whether a dataset has identities; only a folder of images alone has none.
+
+    Raises:
+        DataError: a folder that is not there or holds nothing.
+    """
+    return not name.startswith(folder.PREFIX) or folder.load(_path(name), unlabelled_allowed=True).domain.labelled
+
+
 def is_present(name: str, data_root: Path) -> bool:
     """Return whether a benchmark seems to lie under the data root, whatever state it is in."""
     return any((data_root / root).is_dir() for root in _roots(name))
