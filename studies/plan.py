@@ -141,6 +141,12 @@ class Plan:
         paper, here = TrialConfig().flatten(), self.baseline.flatten()
         return {name: (paper[name], here[name]) for name in paper if paper[name] != here[name]}
 
+    def deviations(self) -> dict[str, Any]:
+        """Return the fields in which the baseline differs from its profile: what the study or ``--set`` fixes."""
+        plain, here = profile(self.profile).flatten(), self.baseline.flatten()
+        asked = ("data.source", "data.target", "run.seed")
+        return {name: value for name, value in here.items() if value != plain[name] and name not in asked}
+
     def identity(self, *, fingerprints: Mapping[str, str]) -> dict[str, Any]:
         """Return what makes two commands the same study: content, not resources, not the number of trials."""
         return {
@@ -204,7 +210,10 @@ def resolve(
         base = base.with_overrides(overrides)
     except ConfigError as error:
         raise ConfigError(f"--set: {error}") from None
-    base = base.with_overrides({name: value for name, value in names.items() if value is not None})
+    try:
+        base = base.with_overrides({name: value for name, value in names.items() if value is not None})
+    except ConfigError as error:
+        raise ConfigError(f"--seed: {error}") from None
     pairs = study.pairs.get(profile_name, []) if source is None and target is None else []
     arms = _arms(study, base, [(pair[0], pair[1]) for pair in pairs] or [(base.data.source, base.data.target)])
     plan = Plan(study=study, profile=profile_name, baseline=base, arms=arms, trials=trials or study.trials)

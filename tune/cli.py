@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import math
+import os
 import shlex
 import shutil
 import signal
@@ -171,6 +172,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write(f"mmfa-study: interrupted; nothing is lost. To continue, type:\n  {_command(arguments)}\n")
         return 130
+
+
+def entry() -> NoReturn:
+    """Run the command line and exit: the installed ``mmfa-study``."""
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code == 130:  # an interrupt may have caught native threads anywhere, and the interpreter's end crashes on some
+        if "ray" in sys.modules:
+            sys.modules["ray"].shutdown()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _main(options: argparse.Namespace, arguments: list[str]) -> int:

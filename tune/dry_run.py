@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from mmfa.config import profile
+from studies import library
 from studies.plan import Arm, Plan
 from studies.spec import CONTROLS, Choices
+from tune.console import duration
 from tune.places import Places, safe_url
 from tune.provenance import num_cores
+
+REFERENCE = "lambdas"
+"""The shipped study whose cost stands in for a study that was never measured."""
 
 
 def text(plan: Plan, where: Places, *, cpus_per_trial: int) -> str:
@@ -33,8 +38,7 @@ def text(plan: Plan, where: Places, *, cpus_per_trial: int) -> str:
 def _search(plan: Plan) -> list[str]:
     each = f" in each of {len(plan.arms)} arms" if len(plan.arms) > 1 else ""
     lines = [
-        f"  {plan.trials} trials{each} (the paper's defaults first) and {len(CONTROLS)} controls "
-        f"({', '.join(CONTROLS)}),",
+        f"  {plan.trials} trials{each} (the baseline first) and {len(CONTROLS)} controls ({', '.join(CONTROLS)}),",
         f"  chosen by {plan.study.objective.metric} (held-out target identities), Optuna TPE after "
         f"{plan.study.start_up} quasi-random points",
     ]
@@ -69,14 +73,15 @@ def _arm(plan: Plan, arm: Arm) -> str:
 
 def _cost(plan: Plan, cpus_per_trial: int) -> str:
     """Estimate the time from the study's own measurement."""
-    measured = plan.study.measured
+    basis = plan.study if plan.study.measured is not None else library.load(REFERENCE)
+    measured = basis.measured
     if measured is None or measured.profile != plan.profile:
         return f"cost: not measured for the profile {plan.profile}."
     workers = max(1, num_cores() // cpus_per_trial)
-    epochs = profile(plan.profile).with_overrides(plan.study.fixed).optim.num_epochs
+    epochs = profile(plan.profile).with_overrides(basis.fixed).optim.num_epochs
     seconds = measured.trial_seconds * plan.baseline.optim.num_epochs / epochs
-    minutes = seconds * plan.num_trainings / workers / 60
+    total = seconds * plan.num_trainings / workers
     return (
-        f"cost: about {minutes:.0f} min on {workers} workers here, from {measured.trial_seconds:g} s per trial "
-        f"measured on {measured.cores} core ({measured.hardware}, {measured.date})."
+        f"cost: about {duration(total)} of training on {workers} workers here, from {measured.trial_seconds:g} s per "
+        f"trial of {basis.name} measured on {measured.cores} core ({measured.hardware}, {measured.date})."
     )

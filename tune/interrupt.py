@@ -17,7 +17,8 @@ WATCH_SECONDS = 3.0
 class Stop:
     """Why the search stopped before its end; Tune is told through SIGUSR1, which it listens to while it runs."""
 
-    def __init__(self) -> None:
+    def __init__(self, say: Callable[[str], None] = lambda text: None) -> None:
+        self._say = say
         self.reason = ""
         """The study cannot go on in this driver."""
         self.note = ""
@@ -44,6 +45,7 @@ class Stop:
             if self.interrupted:
                 raise KeyboardInterrupt
             self.interrupted = True
+            self._say("Stopping after the reports that are on their way; a second Ctrl-C ends at once.")
             os.kill(os.getpid(), signal.SIGUSR1)
 
         handlers: dict[int, Any] = {

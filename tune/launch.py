@@ -74,7 +74,7 @@ def _run(request: Request, console: Console) -> int:
     lease = ledger.lease(study_id, seconds=request.lease_seconds)
     try:
         session = open_session(request, stores, ledger, lease, study_id, identity)
-        with _ray(session) as ray:
+        with _ray(session, console) as ray:
             recorder = _recorder(session, client, experiment, console)
             try:
                 return _drive(session, ray, recorder, client, console)
@@ -95,12 +95,13 @@ def _experiment(plan: Plan) -> str:
 
 
 @contextmanager
-def _ray(session: Session) -> Iterator[cluster.Cluster | None]:
+def _ray(session: Session, console: Console) -> Iterator[cluster.Cluster | None]:
     """Start or join Ray where there is something to train, and leave none of Tune's folders behind."""
     request = session.request
     if not session.to_train():
         yield None
         return
+    console.say("Starting Ray …" if request.address is None else f"Joining Ray at {request.address} …")
     ray = cluster.start(
         address=request.address, cpus_per_trial=request.cpus_per_trial, trials_per_gpu=request.trials_per_gpu
     )
@@ -150,7 +151,7 @@ def _drive(
 ) -> int:
     """Train what is left, then record, promote and print."""
     failures: dict[str, str] = {}
-    stop = Stop()
+    stop = Stop(console.say)
     if ray is not None:
         over: dict[str, str] = {lineage.name: lineage.state for lineage in session.lineages() if lineage.terminal}
         console.say(f"{session.study_id}: {len(over)} trainings are over, {session.left()} to go.")
@@ -273,7 +274,7 @@ def _promote(session: Session, recorder: Recorder, client: MlflowClient, found: 
     from tune import promotion
 
     data = session.plan.baseline.data
-    return "Promoted: " + promotion.promote(
+    return promotion.promote(
         client,
         name=promotion.model_name(data.source, data.target),
         run_id=recorder.run_of(found.best.name),

@@ -160,7 +160,8 @@ class Lease:
         holder = json.loads(seen["holder"])
         raise LeaseHeldError(
             f"the study is being driven by process {holder.get('pid')} on {holder.get('host')}, whose lease lasts for "
-            f"{max(seen['left'], 0):.0f} s more; wait for it, or stop it and run this command again."
+            f"{max(seen['left'], 0):.0f} s more and is renewed for as long as it lives; wait for its end, or stop it, "
+            "and run this command again."
         )
 
     def _read(self) -> dict[str, Any]:

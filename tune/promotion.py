@@ -64,17 +64,18 @@ def promote(
     if standing is not None:
         same = all(standing.tags.get(key) == tags[key] for key in ("mmfa.study", "mmfa.lineage"))
         if same and standing.run_id == run_id:
-            return f"{name}@{ALIAS} is this trial already (version {standing.version})."
+            return f"Promoted before: {name}@{ALIAS} is this trial already (version {standing.version})."
         comparable = all(standing.tags.get(key) == tags[key] for key in ("objective", "data.fingerprint"))
         before = float(standing.tags.get("objective.value", "nan"))
         if comparable and before >= value:
-            stays = f"{name}@{ALIAS} stays version {standing.version}"
-            return f"{stays}: it scored {before:.4f}, this study's best {value:.4f}."
+            stays = f"Nothing was promoted: {name}@{ALIAS} stays version {standing.version}"
+            of = standing.tags.get("mmfa.study", "another study")
+            return f"{stays} of {of}: it scored {100 * before:.1f} %, this study's best {100 * value:.1f} %."
     version = _register(client, name=name, run_id=run_id, export=export, tags={**tags, "objective.value": repr(value)})
     _smoke_load(name, version, probe)
     check()
     client.set_registered_model_alias(name, ALIAS, version)
-    return f"{name}@{ALIAS} is now version {version}."
+    return f"Promoted: {name}@{ALIAS} is now version {version}."
 
 
 def _standing(client: MlflowClient, name: str) -> ModelVersion | None:

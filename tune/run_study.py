@@ -3,7 +3,7 @@
 import sys
 
 try:
-    from tune.cli import main
+    from tune.cli import entry
 except ModuleNotFoundError as error:
     sys.exit(
         f"mmfa-study: the package {error.name!r} is not installed; run `make study` once, or `pip install -e .` from "
@@ -11,4 +11,4 @@ except ModuleNotFoundError as error:
     )
 
 if __name__ == "__main__":
-    sys.exit(main())
+    entry()

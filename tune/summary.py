@@ -82,8 +82,11 @@ def _compared(plan: Plan, outcome: Outcome) -> list[tuple[str, Row]]:
             rows += [(f"{arm.title}, as the paper has the rest", first)] if first is not best else []
         elif best is not outcome.baseline:
             rows.append((f"best: {best.name}", best))
+        elif others := [row for row in found if row is not best]:
+            next_best = max(others, key=lambda row: row.value or 0)
+            rows.append((f"best of the others: {next_best.name}", next_best))
     if outcome.baseline is not None:
-        rows.append(("the paper's defaults", outcome.baseline))
+        rows.append(("the baseline" if plan.deviations() else "the paper's defaults", outcome.baseline))
     return rows + [(TITLES[row.role], row) for row in outcome.rows if row.arm == "controls"]
 
 
@@ -102,14 +105,19 @@ def _search_sentences(plan: Plan, outcome: Outcome) -> list[str]:
         f"Chosen by {outcome.metric}: labels of held-out target identities were used to choose "
         "(selection.labels = target_val). target/* is the official split, read once per training and used for nothing."
     ]
+    if fixed := plan.deviations():
+        said = ", ".join(f"{name} = {short(value)}" for name, value in fixed.items())
+        lines.append(f"The baseline is the paper's defaults in the profile {plan.profile} but for {said}.")
     if plan.arms[0].name == SEARCH and outcome.noise_sd is None:
-        lines.append("Seed noise: not known yet, the paper's defaults ran with one seed (n = 1).")
+        lines.append("Seed noise: not known yet, the baseline ran with one seed (n = 1).")
     elif outcome.noise_sd is not None:
         lines.append(
-            f"Seed noise known so far: the paper's defaults over n = {len(outcome.noise)} seeds have "
+            f"Seed noise known so far: the baseline over n = {len(outcome.noise)} seeds have "
             f"sd {100 * outcome.noise_sd:.1f} points of {outcome.metric}."
         )
     searched = sum(row.value is not None for row in outcome.search)
+    if outcome.best is not None and outcome.best is outcome.baseline:
+        lines.append("No other setting came out above the baseline.")
     arms = f" in {len(plan.arms)} arms with equal budgets" if len(plan.arms) > 1 else ""
     lines.append(
         f"Every setting was trained with one seed, and the best is the highest of n = {searched}{arms}: this confirms "
