@@ -182,8 +182,8 @@ def _decode_chunk(dataset: Dataset, rows: range, file: int, first: int, shape: t
 def _decode(content: bytes, path: Path, formats: tuple[str, ...]) -> Tensor:
     """Return the uint8 [H, W, 3] pixels of a file.
 
-    torchvision decodes a JPEG twice as fast as Pillow, to the same pixels, for as long as it does (0.29 announces an end
-    of that); what it refuses may still be fit for Pillow.
+    torchvision decodes a JPEG twice as fast as Pillow, to the same pixels, as long as it does (0.29 announces the end);
+    what it refuses may still be fit for Pillow.
     """
     if content.startswith(_JPEG) and "JPEG" in formats and hasattr(torchvision.io, "decode_jpeg"):
         with contextlib.suppress(RuntimeError):

@@ -110,8 +110,7 @@ def test_check_prepare_train_and_evaluate_at_full_scale(data_root, cache_dir, tm
     assert main(["prepare", *replicas.names(), "--height", "32", "--width", "16", *places]) == 0
     assert "market1501: 32,217 images of 32 x 16" in capsys.readouterr().out
 
-    sides = {"image": (32, 16), "store": (32, 16)}
-    fields = [f"data.{of}_{side}={n}" for of, size in sides.items() for side, n in zip(("height", "width"), size)]
+    fields = [f"data.{of}_{side}" for of in ("image", "store") for side in ("height=32", "width=16")]
     fields += ["data.source_batch=2000", "data.target_batch=64", "optim.num_epochs=1", "optim.warmup_epochs=0"]
     settings = [word for field in (*fields, "data.num_val_ids=0") for word in ("--set", field)]
     pair = ["--profile", "embedded", "--source", "market1501", "--target", "dukemtmc-reid"]

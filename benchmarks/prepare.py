@@ -1,0 +1,95 @@
+"""What building an image store costs beyond decoding its images.
+
+    python benchmarks/prepare.py
+
+writes a Market-1501 replica at the real size (128 x 64 pixels, 32,217 images after junk), then builds its
+store and, in turns, does no more than the least that anybody must: read every file and decode it into one array, with
+as many threads. Pairs are interleaved, and the ratio is the median of theirs. The store's time includes listing, the
+SHA-256 of every file, the write, and the wait until the disk has it. Prints one JSON line; `--record` also writes it to
+benchmarks/results/.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from torchvision.io import ImageReadMode, decode_jpeg
+
+from mmfa.data import catalog, replicas, store
+from tune import provenance
+
+BAR = 1.3
+HEIGHT, WIDTH = 128, 64
+
+
+def decode_all(dataset):
+    """Return the seconds that reading and decoding every image into one array takes, with all cores."""
+    started = time.perf_counter()
+    paths = [dataset.root / path for path in dataset.domain.paths]
+    images = np.empty((len(paths), HEIGHT, WIDTH, 3), np.uint8)
+
+    def decode(rows):
+        for row in rows:
+            encoded = torch.frombuffer(bytearray(paths[row].read_bytes()), dtype=torch.uint8)
+            images[row] = decode_jpeg(encoded, mode=ImageReadMode.RGB).permute(1, 2, 0).numpy()
+
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        list(pool.map(decode, [range(n, min(n + 64, len(paths))) for n in range(0, len(paths), 64)]))
+    return time.perf_counter() - started
+
+
+def build(dataset, cache_dir):
+    """Return the seconds that a store takes, from nothing."""
+    shutil.rmtree(cache_dir, ignore_errors=True)
+    started = time.perf_counter()
+    store.build(dataset, cache_dir=cache_dir, height=HEIGHT, width=WIDTH)
+    return time.perf_counter() - started
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument("--record", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        replicas.write_replica("market1501", root / "data", height=HEIGHT, width=WIDTH)
+        dataset = catalog.load("market1501", data_root=root / "data", cache_dir=root / "cache")
+        decode_all(dataset)  # the first pass reads from the disk
+        pairs = [(build(dataset, root / "cache"), decode_all(dataset)) for _ in range(options.pairs)]
+    ratios = [ours / peer for ours, peer in pairs]
+    line = {
+        "name": "building a store of Market-1501's size, against decoding alone",
+        "ours": round(statistics.median(ours for ours, _ in pairs), 2),
+        "peer": round(statistics.median(peer for _, peer in pairs), 2),
+        "ratio": round(statistics.median(ratios), 2),
+        "bar": BAR,
+        "met": statistics.median(ratios) <= BAR,
+        "unit": "s",
+        "n": len(pairs),
+        "images": len(dataset.domain.paths),
+        "spread": [round(min(ratios), 2), round(max(ratios), 2)],
+        "hardware": provenance.hardware(),
+        "versions": provenance.versions(),
+        "date": datetime.date.today().isoformat(),
+    }
+    sys.stdout.write(json.dumps(line) + "\n")
+    if options.record:
+        results = Path(__file__).parent / "results"
+        results.mkdir(exist_ok=True)
+        (results / f"prepare-{line['date']}.json").write_text(json.dumps(line, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
