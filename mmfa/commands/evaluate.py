@@ -117,8 +117,8 @@ def _embedded(
     from mmfa.evaluate import embed
     from mmfa.ranking import distances, rank
 
-    size = {"height": config.data.image_height, "width": config.data.image_width}
-    features_ND = embed(model, store.images, rows, **size, hardware=hardware)
+    height, width = config.data.image_height, config.data.image_width
+    features_ND = embed(model, store.images, rows, height=height, width=width, hardware=hardware)
 
     def rank_rows(query: Ints, gallery: Ints) -> RetrievalReport:
         pids, camids = store.domain.pids, store.domain.camids
