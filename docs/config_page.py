@@ -1,4 +1,4 @@
-"""Write docs/config.md, every field of the config with its default and what it means: ``python docs/config_page.py``."""
+"""Write docs/config.md, every field of the config with its meaning: ``python docs/config_page.py``."""
 
 import ast
 import dataclasses
@@ -10,7 +10,7 @@ HERE = Path(__file__).parent
 SOURCE = HERE.parent / "mmfa" / "config.py"
 
 
-def docstrings():
+def docstrings() -> dict[str, str]:
     """Return the docstring under each field, by ``Class.field``."""
     found = {}
     for node in ast.parse(SOURCE.read_text()).body:
@@ -25,15 +25,15 @@ def docstrings():
     return found
 
 
-def page():
+def page() -> str:
     """Return the page as Markdown."""
     texts, config = docstrings(), TrialConfig()
     lines = [
         "# Every field of the config",
         "",
-        "Made by `python docs/config_page.py`. Each can be set with `--set section.field=VALUE` (VALUE as in TOML: `3`, `0.1`, "
-        "`true`, `[1, 5, 10]`, a bare word), fixed under `[fixed]` in a study, and searched under `[space]`. The defaults are "
-        "the paper's; the profile `embedded` differs where the last column says so.",
+        "Made by `python docs/config_page.py`. Each can be set with `--set section.field=VALUE` (VALUE as in TOML: `3`,",
+        "`0.1`, `true`, `[1, 5, 10]`, a bare word), fixed under `[fixed]` in a study, and searched under `[space]`. The",
+        "defaults are the paper's; the profile `embedded` differs where the last column says so.",
     ]
     for section in dataclasses.fields(config):
         group = getattr(config, section.name)
