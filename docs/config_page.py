@@ -32,8 +32,8 @@ def page() -> str:
         "# Every field of the config",
         "",
         "Made by `python docs/config_page.py`. Each can be set with `--set section.field=VALUE` (VALUE as in TOML:",
-        "`3`, `0.1`, `true`, `[1, 5, 10]`, a bare word), fixed in a study under `[fixed]`, searched under `[space]`. The",
-        "defaults are the paper's; the profile `embedded` differs where the last column says so.",
+        "`3`, `0.1`, `true`, `[1, 5, 10]`, a bare word), fixed in a study under `[fixed]`, searched under `[space]`.",
+        "The defaults are the paper's; the profile `embedded` differs where the last column says so.",
     ]
     for section in dataclasses.fields(config):
         group = getattr(config, section.name)
