@@ -25,7 +25,7 @@ def find_root(data_root: Path, roots: Sequence[str], folders: Sequence[str], *, 
             return data_root / candidate
     raise DataError(
         f"{title} was looked for in {', '.join(roots)} under {data_root}, but {_found(data_root, roots, folders)}; "
-        f"one of them must hold the folders {', '.join(folders)} with files like {example}."
+        f"one of these places must hold the folders {', '.join(folders)} with files like {example}."
     )
 
 
@@ -55,4 +55,6 @@ def _found(data_root: Path, roots: Sequence[str], folders: Sequence[str]) -> str
     names = sorted(entry.name for entry in data_root.iterdir())
     if not names:
         return "that folder is empty"
+    if set(folders) <= set(names):
+        return f"that is the dataset itself, and what is asked for is the folder that holds it ({data_root.parent})"
     return "found " + ", ".join(names[:8]) + (f", ... ({len(names)} entries)" if len(names) > 8 else "")

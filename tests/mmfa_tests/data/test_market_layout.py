@@ -106,7 +106,9 @@ def test_the_first_few_odd_names_are_listed(tmp_path):
 
 
 def test_a_missing_layout_names_what_was_found(tmp_path):
-    with pytest.raises(DataError, match="Market-1501-v15.09.15.* but that folder is empty; one of them must hold"):
+    with pytest.raises(
+        DataError, match="Market-1501-v15.09.15.* but that folder is empty; one of these places must hold"
+    ):
         load(MARKET, tmp_path)
     (tmp_path / "DukeMTMC-reID").mkdir()
     with pytest.raises(DataError, match="but found DukeMTMC-reID;"):
@@ -116,6 +118,11 @@ def test_a_missing_layout_names_what_was_found(tmp_path):
         load(MARKET, tmp_path)
     with pytest.raises(DataError, match="but that is not a folder"):
         load(MARKET, tmp_path / "nowhere")
+    root = write_market(tmp_path / "data")
+    with pytest.raises(
+        DataError, match="but that is the dataset itself, and what is asked for is the folder that hold"
+    ):
+        load(MARKET, root)
 
 
 def test_an_empty_folder_is_an_error(tmp_path):
