@@ -19,7 +19,6 @@ from mmfa.data.batches import prepare
 from mmfa.data.protocols import directions
 from mmfa.data.records import Bools, Bytes, Domain, Floats, Ints
 from mmfa.data.store import Store
-from mmfa.errors import ConfigError
 from mmfa.hardware import Hardware
 from mmfa.model import MMFA
 from mmfa.norm import DomainRole
@@ -104,16 +103,10 @@ def evaluate_test(
         hardware: device, autocast and memory format.
 
     Raises:
-        ConfigError: a target without query images.
-        DataError: an empty gallery, or no query with a positive.
+        DataError: a target without queries or gallery, or no query with a positive.
         NotFiniteError: features that are not finite.
     """
     ways = directions(store.domain)
-    if not any(len(query_rows) for query_rows, _ in ways.values()):
-        raise ConfigError(
-            f"a test needs query images with known identities, but {store.domain.name} has none; "
-            "test on a dataset that is labelled."
-        )
     rows = np.unique(np.concatenate([part for way in ways.values() for part in way]))
     data = config.data
     features_ND = embed(model, store.images, rows, height=data.image_height, width=data.image_width, hardware=hardware)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mmfa.data.store import Store
     from mmfa.hardware import Hardware
     from mmfa.model import MMFA
+    from mmfa.norm import DomainRole
     from mmfa.ranking import RetrievalReport
 
     Directions = dict[str, tuple[Ints, Ints]]
@@ -40,6 +41,7 @@ METRICS = ("rank1", "rank5", "rank10", "rank20", "mAP", "mAP_trapezoid", "mINP")
 """Keys of the JSON, as fractions."""
 _SHOWN_OF_SPLITS = ("rank1", "rank5", "rank10", "mAP")
 """Columns of the table of ten splits, in percent; the other table has all."""
+OWN_SOURCE = "the model's own source"
 _HALVES = 1.0
 """Tested over training identities in each of the ten splits."""
 
@@ -75,7 +77,9 @@ def run(options: argparse.Namespace) -> int:
     domains = {split: store.domain.with_split(split) for split in splits}
     tested = {split: directions(domain) for split, domain in domains.items()}
     model.to(memory_format=hardware.memory_format).to(hardware.device)
-    rank_rows = _embedded(model, store, config, hardware, np.unique(np.concatenate(_all_rows(tested))))
+    role: DomainRole = "source" if mode == OWN_SOURCE else "target"
+    rows = np.unique(np.concatenate(_all_rows(tested)))
+    rank_rows = _embedded(model, store, config, hardware, rows, role=role)
     reports = {
         split: {name: rank_rows(query, gallery) for name, (query, gallery) in rows.items()}
         for split, rows in tested.items()
@@ -98,7 +102,7 @@ def _mode(config: TrialConfig, dataset: str, *, is_split: bool) -> tuple[str, li
     data, name = config.data, catalog.slug(dataset)
     own = [data.split] if is_split else [0]
     if name == catalog.slug(data.source):
-        return "the model's own source", own
+        return OWN_SOURCE, own
     if data.use_target and name == catalog.slug(data.target):
         return "adapted on this dataset's unlabelled training images", own
     return "direct (no adaptation to this dataset)", list(range(NUM_SPLITS)) if is_split else [0]
@@ -109,7 +113,7 @@ def _all_rows(tested: dict[int, Directions]) -> list[Ints]:
 
 
 def _embedded(
-    model: MMFA, store: Store, config: TrialConfig, hardware: Hardware, rows: Ints
+    model: MMFA, store: Store, config: TrialConfig, hardware: Hardware, rows: Ints, *, role: DomainRole
 ) -> Callable[[Ints, Ints], RetrievalReport]:
     """Embed the given rows, once for all splits and directions; return what ranks some of them."""
     import numpy as np
@@ -118,7 +122,7 @@ def _embedded(
     from mmfa.ranking import distances, rank
 
     height, width = config.data.image_height, config.data.image_width
-    features_ND = embed(model, store.images, rows, height=height, width=width, hardware=hardware)
+    features_ND = embed(model, store.images, rows, height=height, width=width, hardware=hardware, domain=role)
 
     def rank_rows(query: Ints, gallery: Ints) -> RetrievalReport:
         pids, camids = store.domain.pids, store.domain.camids

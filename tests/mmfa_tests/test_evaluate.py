@@ -11,7 +11,7 @@ from references import attributes as reference
 
 from mmfa import evaluate, reports
 from mmfa.data.attributes import encode
-from mmfa.errors import ConfigError
+from mmfa.errors import DataError
 from mmfa.model import MMFA
 from mmfa.ranking import mean_report
 from mmfa.training import Training
@@ -114,7 +114,7 @@ def test_the_report_survives_json_and_names_its_metrics(finished):
 def test_a_target_without_queries_is_refused(finished, target):
     splits = np.where(target.domain.splits == "query", "gallery", target.domain.splits)
     unlabelled = dataclasses.replace(target, domain=dataclasses.replace(target.domain, splits=splits))
-    with pytest.raises(ConfigError, match=r"^a test needs query images .* tiny-target has none; test on a dataset"):
+    with pytest.raises(DataError, match="A test needs queries and a gallery, but tiny-target has 0 and"):
         with_target(finished, unlabelled).test()
 
 
