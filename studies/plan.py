@@ -181,20 +181,19 @@ def resolve(
     Args:
         study: The study.
         profile_name: A profile of ``mmfa.config``.
-        overrides: Dotted fields that replace the profile's and the study's [fixed].
+        overrides: Dotted fields that replace the profile's and the study's [fixed]; what an arm sets stays its own.
         source: Catalogue name that replaces the profile's and the study's pairs.
         target: Likewise.
         seed: Seed of every trial of a search, first seed of a comparison.
         trials: Number of trials of each arm that replaces the study's.
 
     Raises:
-        ConfigError: a name or value that does not hold, an override of what is searched or compared, or a baseline
+        ConfigError: a name or value that does not hold, an override of what is searched, or a baseline
             outside the space.
     """
-    searched = sorted(set(overrides) & {*study.space, *(name for arm in study.arms.values() for name in arm.set)})
+    searched = sorted(set(overrides) & set(study.space))
     if searched:
-        verb = "searches" if searched[0] in study.space else "compares"
-        raise ConfigError(f"--set {searched[0]} would fix what {study.origin} {verb}; take it out there first.")
+        raise ConfigError(f"--set {searched[0]} would fix what {study.origin} searches; take it out of [space] first.")
     names = {"data.source": source, "data.target": target, "run.seed": seed}
     for name, option in (("data.source", "--source"), ("data.target", "--target"), ("run.seed", "--seed")):
         if name in overrides or name in study.fixed:

@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from mmfa.commands.shared import setting
+from mmfa.commands.shared import Parser, setting
 from mmfa.config import PROFILES
-from mmfa.errors import ConfigError, MmfaError, did_you_mean
+from mmfa.errors import ConfigError, MmfaError
 from studies import library
 from studies.plan import Plan, resolve
 from tune import dry_run, environment
@@ -50,23 +50,9 @@ started; 130 interrupted. On 1 and 130 the same command goes on.
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    """Complains in one sentence, with the nearest option for a misspelt one."""
-
-    def error(self, message: str) -> NoReturn:
-        prefix = "unrecognized arguments: "
-        if message.startswith(prefix):
-            word = message.removeprefix(prefix).split()[0]
-            options = [
-                option for action in self._actions for option in action.option_strings if option.startswith("--")
-            ]
-            message = f"{word!r} is not an option{did_you_mean(word.split('=')[0], options)}"
-        raise ConfigError(f"{message if message.endswith(('?', '.')) else message + '.'} See mmfa-study --help.")
-
-
 def parser() -> argparse.ArgumentParser:
     """Return the parser of ``mmfa-study``."""
-    result = _Parser(
+    result = Parser(
         prog="mmfa-study",
         description=DESCRIPTION,
         epilog=EPILOG,

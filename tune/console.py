@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,36 +19,12 @@ from rich.text import Text
 from mmfa.config import TrialConfig
 from studies.plan import SEARCH, Plan
 from tune.ledger import Lineage
+from tune.wording import duration, percent, short, symbol
 
-SYMBOLS = {"loss.lambda_attr": "λ1", "loss.lambda_aal": "λ2", "loss.lambda_mdal": "λ3", "run.seed": "seed"}
 STYLES = {"running": "cyan", "complete": "green", "diverged": "red", "lost": "yellow"}
 LOSSES = (("total", "L"), ("identity", "id"), ("attribute", "attr"), ("aal", "aal"), ("mdal", "mdal"))
 WIDE = 112
 """Columns of a terminal that has room for every loss; narrower ones get the total."""
-
-
-def symbol(name: str) -> str:
-    """Return the paper's symbol of a config field, or the field's own name."""
-    return SYMBOLS.get(name, name)
-
-
-def percent(value: float | None) -> str:
-    """Return a fraction as percent with one digit, or a dash."""
-    return "–" if value is None else f"{100 * value:.1f}"
-
-
-def points(value: float | None) -> str:
-    """Return a difference of fractions in points, signed, or a dash."""
-    return "–" if value is None else f"{100 * value:+.1f}"
-
-
-def duration(seconds: float) -> str:
-    """Return seconds as ``1 h 02 min``, ``3 min 10 s`` or ``12 s``."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
 @dataclass
@@ -210,14 +185,3 @@ class Console:
         ended = [trial for trial in self._trials.values() if trial.state != "running"]
         keep = {trial.name for trial in [*ended[max(0, len(ended) + len(running) - room) :], *running]}
         return [trial for trial in self._trials.values() if trial.name in keep]
-
-
-def short(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.2g}" if value < 10 else f"{value:.0f}"
-    return ",".join(map(short, value)) if isinstance(value, tuple) else str(value)
-
-
-def complain(sentence: str) -> None:
-    """Print an error for the user on standard error."""
-    sys.stderr.write(f"mmfa-study: {sentence}\n")

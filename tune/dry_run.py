@@ -6,9 +6,9 @@ from mmfa.config import profile
 from studies import library
 from studies.plan import Arm, Plan
 from studies.spec import CONTROLS, Choices
-from tune.console import duration
 from tune.places import Places, safe_url
 from tune.provenance import num_cores
+from tune.wording import duration
 
 REFERENCE = "lambdas"
 """The shipped study whose cost stands in for a study that was never measured."""

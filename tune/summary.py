@@ -13,8 +13,8 @@ from rich.text import Text
 
 from studies.plan import SEARCH, Plan
 from tune import comparison, provenance
-from tune.console import percent, points, short, symbol
 from tune.outcome import Outcome, Row
+from tune.wording import percent, points, short, symbol
 
 PAGE_WIDTH = 110
 TITLES = {"source_only": "source only (control)", "target_bn": "target in BN (control)"}

@@ -44,7 +44,6 @@ def run(options: argparse.Namespace) -> int:
     """
     from mmfa.data import catalog
 
-    logging.getLogger("mmfa.data.counts").setLevel(logging.ERROR)  # the table says it
     root = data_root(options)
     for name in options.names:
         catalog.check_name(name)
@@ -56,7 +55,13 @@ def run(options: argparse.Namespace) -> int:
         names = [name for name in catalog.BENCHMARKS if catalog.is_present(name, root)]
         absent = [name for name in catalog.BENCHMARKS if name not in names]
         sys.stdout.write(f"not there: {', '.join(absent)}\n" if absent else "")
-    fine = [_check(name, options) for name in names]
+    counts = logging.getLogger("mmfa.data.counts")
+    level = counts.level
+    counts.setLevel(logging.ERROR)  # the table says it
+    try:
+        fine = [_check(name, options) for name in names]
+    finally:
+        counts.setLevel(level)
     return 0 if fine and all(fine) else 1
 
 

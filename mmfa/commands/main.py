@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from mmfa.commands import check, evaluate, prepare, replica, train
+from mmfa.commands.shared import Parser
 from mmfa.errors import ConfigError, MmfaError, did_you_mean
 
 DESCRIPTION = """\
@@ -33,25 +34,13 @@ exit codes: 0 fine; 1 `check` found problems; 2 bad input; 130 interrupted.
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    """Complains in one sentence, with the nearest option for a misspelt one."""
-
-    def error(self, message: str) -> NoReturn:
-        prefix = "unrecognized arguments: "
-        if message.startswith(prefix):
-            word = message.removeprefix(prefix).split()[0]
-            known = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
-            message = f"{word!r} is not an option{did_you_mean(word.split('=')[0], known)}"
-        raise ConfigError(f"{message if message.endswith(('?', '.')) else message + '.'} See {self.prog} --help.")
-
-
 def parser() -> argparse.ArgumentParser:
     """Return the parser of ``python -m mmfa``."""
     raw = argparse.RawDescriptionHelpFormatter
-    result = _Parser(
+    result = Parser(
         prog="python -m mmfa", description=DESCRIPTION, epilog=EPILOG, formatter_class=raw, allow_abbrev=False
     )
-    commands = result.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
+    commands = result.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
     for command in (check, prepare, train, evaluate, replica):
         name = command.__name__.rpartition(".")[2]
         summary = command.DESCRIPTION.split("\n", 1)[0]

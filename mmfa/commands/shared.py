@@ -7,15 +7,27 @@ import sys
 import time
 import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from mmfa.errors import ConfigError
+from mmfa.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
     from mmfa.data.store import Store
 
 _SPARSE_SECONDS = 10.0
 """Between two lines of progress where there is no terminal."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Complains in one sentence, with the nearest option for a misspelt one."""
+
+    def error(self, message: str) -> NoReturn:
+        prefix = "unrecognized arguments: "
+        if message.startswith(prefix):
+            word = message.removeprefix(prefix).split()[0]
+            known = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
+            message = f"{word!r} is not an option{did_you_mean(word.split('=')[0], known)}"
+        raise ConfigError(f"{message if message.endswith(('?', '.')) else message + '.'} See {self.prog} --help.")
 
 
 def add_places(parser: argparse.ArgumentParser) -> None:

@@ -121,13 +121,10 @@ def test_a_wrong_condition_is_named(old, new, message):
         plan_of(CONDITIONAL.replace(old, new, 1))
 
 
-def test_what_arms_compare_cannot_be_fixed():
-    with pytest.raises(ConfigError, match="--set kernel.bandwidths would fix what mine.toml compares"):
-        resolve(
-            parse(COMPARISON, name="mine", origin="mine.toml"),
-            profile_name="embedded",
-            overrides={"kernel.bandwidths": [1.0]},
-        )
+def test_what_an_arm_sets_stays_its_own():
+    study = parse(COMPARISON, name="mine", origin="mine.toml")
+    plan = resolve(study, profile_name="embedded", overrides={"kernel.bandwidths": [1.0]})
+    assert [arm.config.kernel.bandwidths for arm in plan.arms] == [(1.0,), (10.0, 50.0), (1.0,), (1.0,)]
 
 
 def test_a_study_without_anything_to_do_is_refused():

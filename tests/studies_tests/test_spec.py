@@ -109,7 +109,9 @@ def test_a_study_by_path_is_the_study(tmp_path):
 @pytest.mark.parametrize("name", library.names())
 def test_shipped_studies_resolve_and_open_with_their_lab_notes(name):
     study = library.load(name)
-    assert resolve(study, profile_name="embedded", overrides={}).baseline_params().keys() == study.space.keys()
+    plan = resolve(study, profile_name="embedded", overrides={})
+    assert plan.baseline_params().keys() == set(plan.active(plan.baseline_params()))
+    assert resolve(study, profile_name="paper", overrides={}).num_trainings >= plan.num_trainings
     assert study.measured is not None, "a shipped study states what it cost when it was measured"
 
 

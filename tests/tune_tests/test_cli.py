@@ -51,7 +51,6 @@ def study(tmp_path):
             ["--study", "lambdas", "--weights", "a.pth", "--set", "model.weights=b.pth"],
             "--weights and --set model.weights say the same thing; give one of them.",
         ),
-        (["--study", "ablation", "--set", "loss.lambda_id=2"], "would fix what ablation.toml compares"),
         (["--study", "ablation", "--profile", "paper"], "--source market1501 needs --data-root DIR"),
         (["--study", "lambdas", "--set", "loss.lambda_attr=1.0"], "would fix what lambdas.toml searches"),
         (["--study", "lambdas", "--profile", "papr"], "argument --profile: invalid choice: 'papr'"),
