@@ -85,7 +85,7 @@ def evaluate(
         embed(model, store.images, rows, height=height, width=width, hardware=hardware, domain=domain)
         for rows in (query_rows, gallery_rows)
     )
-    return _rank(query_QD, gallery_GD, store.domain, query_rows, gallery_rows)
+    return retrieve(query_QD, gallery_GD, store.domain, query_rows, gallery_rows)
 
 
 def evaluate_test(
@@ -114,7 +114,7 @@ def evaluate_test(
     for suffix, way in ways.items():
         query_QD, gallery_GD = (features_ND[np.searchsorted(rows, part)] for part in way)
         name = f"target_{suffix}" if suffix else "target"
-        retrieval[name] = _rank(query_QD, gallery_GD, store.domain, *way, with_cosine=True)
+        retrieval[name] = retrieve(query_QD, gallery_GD, store.domain, *way, with_cosine=True)
     if "target" not in retrieval:
         retrieval = {"target": mean_report(list(retrieval.values())), **retrieval}
     attributes = _attribute_transfer(
@@ -150,10 +150,21 @@ def attribute_accuracy(outputs_NM: Floats, values_NM: Floats, mask_NM: Bools) ->
     }
 
 
-def _rank(
+def retrieve(
     query_QD: Tensor, gallery_GD: Tensor, domain: Domain, query_rows: Ints, gallery_rows: Ints,
     *, with_cosine: bool = False,
 ) -> RetrievalReport:  # fmt: skip
+    """Return the retrieval of embedded queries in an embedded gallery.
+
+    Args:
+        query_QD: features of the query rows.
+        gallery_GD: features of the gallery rows.
+        domain: whose rows they are.
+        query_rows: [Q]
+        gallery_rows: [G]
+        with_cosine: whether mAP by cosine distance is wanted too, for information.
+    """
+
     def ranked(query_QD: Tensor, gallery_GD: Tensor) -> RetrievalReport:
         return rank(
             distances(query_QD, gallery_GD),

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -69,3 +72,17 @@ def _has_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+@contextlib.contextmanager
+def deterministic(device: torch.device, *, seed: tuple[int, int]) -> Iterator[None]:
+    """Seed torch's global generators within, and put back outside what was there."""
+    devices = [device] if device.type == "cuda" else []
+    state = int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0])
+    flags = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)
+    with torch.random.fork_rng(devices), flags:
+        torch.default_generator.manual_seed(state)
+        for index in devices:
+            with torch.cuda.device(index):
+                torch.cuda.manual_seed(state)
+        yield

@@ -38,6 +38,8 @@ class EpochReport:
     """Source and target images over the wall time of the steps alone."""
     ended_at: float
     """Unix seconds."""
+    gem_p: float | None = None
+    """Exponent of the pooling as learnt so far; none but for GeM."""
 
     def metrics(self) -> dict[str, float]:
         """Return flat values by metric name: the one place where the names are defined."""
@@ -49,6 +51,8 @@ class EpochReport:
         values["train/learning_rate"] = self.learning_rate
         values["train/images_per_second"] = self.images_per_second
         values["train/seconds"] = self.seconds
+        if self.gem_p is not None:
+            values["model/gem_p"] = self.gem_p
         return values
 
     @classmethod

@@ -12,7 +12,6 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,7 +25,7 @@ from mmfa.data.store import Store
 from mmfa.diagnostics import LossLog, grad_shares, kernel_metrics
 from mmfa.errors import CheckpointError, ConfigError, DivergedError
 from mmfa.evaluate import evaluate, evaluate_test
-from mmfa.hardware import Hardware
+from mmfa.hardware import Hardware, deterministic
 from mmfa.model import MMFA, Features, build, resolve_weights
 from mmfa.objective import LossTerms, Objective
 from mmfa.optim import Average, build_sgd, learning_rate, momenta, restore_momenta, set_rate
@@ -80,6 +79,11 @@ class Training:
             for split, (store, rows) in held_out.items()
             if len(rows("val_query"))
         }
+        if not self.attribute_names and not config.loss.lambda_id:
+            raise ConfigError(
+                f"{config.data.source} has no attributes and loss.lambda_id is 0, so nothing would be learned; "
+                "set loss.lambda_id above 0, or use a source with attributes."
+            )
         self.model = self._new_model()
         self._optimiser = build_sgd(self.model, config.optim)
         self._objective = Objective(config.loss, config.kernel)
@@ -112,7 +116,7 @@ class Training:
                 evaluation.
         """
         while len(self.history) < self.config.optim.num_epochs:
-            with _deterministic(self.hardware.device, seed=(self.config.run.seed, len(self.history) + 1)):
+            with deterministic(self.hardware.device, seed=(self.config.run.seed, len(self.history) + 1)):
                 report = self._epoch(len(self.history))
             self.history.append(report)
             yield report
@@ -212,7 +216,7 @@ class Training:
 
     def _new_model(self) -> MMFA:
         weights = resolve_weights(self.config.model)
-        with _deterministic(torch.device("cpu"), seed=(self.config.run.seed, 0)):
+        with deterministic(torch.device("cpu"), seed=(self.config.run.seed, 0)):
             model = build(
                 self.config, num_ids=len(self.pids), num_attributes=len(self.attribute_names), weights=weights
             )
@@ -237,6 +241,7 @@ class Training:
             seconds=time.perf_counter() - started,
             images_per_second=images / (trained - started),
             ended_at=time.time(),
+            gem_p=None if self.evaluated_model.gem_p is None else self.evaluated_model.gem_p.item(),
         )
 
     def _train(self, epoch: int) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
@@ -379,17 +384,3 @@ def _all_finite(tensors: Iterable[Tensor]) -> bool:
     """Return whether all floating-point tensors are finite; waits for the device once."""
     finite = [torch.isfinite(tensor).all() for tensor in tensors if tensor.is_floating_point()]
     return not finite or bool(torch.stack(finite).all())
-
-
-@contextlib.contextmanager
-def _deterministic(device: torch.device, *, seed: tuple[int, int]) -> Iterator[None]:
-    """Seed torch's global generators within, and put back outside what was there."""
-    devices = [device] if device.type == "cuda" else []
-    state = int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0])
-    flags = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)
-    with torch.random.fork_rng(devices), flags:
-        torch.default_generator.manual_seed(state)
-        for index in devices:
-            with torch.cuda.device(index):
-                torch.cuda.manual_seed(state)
-        yield

@@ -7,6 +7,7 @@ import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from mmfa.config import TrialConfig, canonical_json, profile
@@ -200,7 +201,14 @@ def resolve(
             raise ConfigError(f"{name} is not set here; use {option}.")
     if trials is not None and trials < 1:
         raise ConfigError(f"--trials must be 1 or more, but got {trials}.")
+    pairs = study.pairs.get(profile_name, []) if source is None and target is None else []
+    if len(pairs) > 1 and study.space:
+        raise ConfigError(
+            f"{study.origin}: [pairs] a search has one pair, but got {len(pairs)}; keep one, or use --target."
+        )
     base = profile(profile_name)
+    if pairs:
+        base = base.with_overrides({"data.source": pairs[0][0], "data.target": pairs[0][1]})
     try:
         base = base.with_overrides(study.fixed)
     except ConfigError as error:
@@ -213,11 +221,19 @@ def resolve(
         base = base.with_overrides({name: value for name, value in names.items() if value is not None})
     except ConfigError as error:
         raise ConfigError(f"--seed: {error}") from None
-    pairs = study.pairs.get(profile_name, []) if source is None and target is None else []
+    base = _with_absolute_weights(base)
     arms = _arms(study, base, [(pair[0], pair[1]) for pair in pairs] or [(base.data.source, base.data.target)])
     plan = Plan(study=study, profile=profile_name, baseline=base, arms=arms, trials=trials or study.trials)
     _check_baseline(plan)
     return plan
+
+
+def _with_absolute_weights(config: TrialConfig) -> TrialConfig:
+    """A worker has a working folder of its own, so a file of weights is named from the root."""
+    weights = config.model.weights
+    if weights in ("imagenet", "none"):
+        return config
+    return config.with_overrides({"model.weights": str(Path(weights).expanduser().absolute())})
 
 
 def _arms(study: Study, base: TrialConfig, pairs: list[tuple[str, str]]) -> tuple[Arm, ...]:
@@ -235,7 +251,7 @@ def _arms(study: Study, base: TrialConfig, pairs: list[tuple[str, str]]) -> tupl
                 config = base.with_overrides({"data.source": source, "data.target": target, **overrides})
             except ConfigError as error:
                 raise ConfigError(f"{study.origin}: [arms.{name}] {error}") from None
-            arms.append(Arm(name=prefix + name, title=title, config=config, row=name))
+            arms.append(Arm(name=prefix + name, title=title, config=_with_absolute_weights(config), row=name))
     return tuple(arms)
 
 
@@ -255,8 +271,25 @@ def _check_baseline(plan: Plan) -> None:
                     f"{plan.study.origin}: [space] {name!r} must contain the baseline, {value!r}; widen it."
                 )
         _check_choices(plan, arm)
-    if plan.baseline.data.num_val_ids == 0 and not plan.study.is_comparison:
+    small = [name for name in plan.datasets() if name in SPLIT_SETS]
+    if small and plan.baseline.data.num_val_ids:
+        raise ConfigError(
+            f"{small[0]} is too small to hold identities out from, so it has no target_val and nothing can be searched "
+            "on it; search on other data, and judge settings there with a comparison that sets data.num_val_ids to 0."
+        )
+    if plan.study.is_comparison:
+        _check_points(plan)
+    elif plan.baseline.data.num_val_ids == 0:
         raise ConfigError("data.num_val_ids=0 leaves no target_val, the objective of this study; set it to 1 or more.")
+
+
+def _check_points(plan: Plan) -> None:
+    for arm in plan.arms:
+        for point in plan.points(arm):
+            try:
+                plan.decode(point, arm)
+            except ConfigError as error:
+                raise ConfigError(f"--seed and --trials: {error}") from None
 
 
 def _check_choices(plan: Plan, arm: Arm) -> None:

@@ -252,9 +252,10 @@ def _check_fields(study: Study) -> None:
 
 
 def _check_settable(study: Study, section: str, name: str) -> None:
-    if name in ("run.seed", "data.source", "data.target", "data.split"):
+    ways = {"data.split": "[pairs] do that", "data.num_val_ids": "put it under [fixed]"}
+    if name in ("run.seed", "data.source", "data.target", *ways):
         verb = "searched" if section == "space" else "set by an arm"
-        way = "pairs do that" if name == "data.split" else f"use --{name.split('.')[1]}"
+        way = ways.get(name, f"use --{name.split('.')[1]}")
         raise ConfigError(f"{study.origin}: [{section}] {name!r} cannot be {verb}; {way}.")
 
 

@@ -258,7 +258,13 @@ def _check_datasets(plan: Plan, data_root: Path | None) -> None:
         if catalog.needs_data_root(name) and data_root is None:
             layout = catalog.expected_layout(name)
             raise ConfigError(f"{option} {name} needs --data-root DIR, the folder that holds {layout}.")
-        if name not in sources and not catalog.is_labelled(name):
+        try:
+            labelled = catalog.is_labelled(name)
+        except MmfaError as error:
+            raise ConfigError(f"{option}: {error}") from None
+        if not labelled and name in sources:
+            raise ConfigError(f"--source {name} has no identities to learn; give a labelled source.")
+        if not labelled:
             raise ConfigError(
                 f"{option} {name} is unlabelled: a study is judged by its labels, and judging without "
                 "(label_free/score) is not in this version; python -m mmfa train trains on it."

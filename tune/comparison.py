@@ -16,6 +16,8 @@ from tune.wording import percent
 OURS = {"target_val/mAP": "val mAP", "target/mAP": "mAP", "target/rank1": "rank-1", "mmd/kernel_liveness": "alive"}
 """Metrics of the table and their titles; accuracies in percent."""
 SHARE = "grad_share/mdal"
+CURVE = ("rank1", "rank5", "rank10", "mAP")
+"""What Tables 2 and 3 print."""
 
 
 def table(plan: Plan, outcome: Outcome) -> Table:
@@ -86,13 +88,36 @@ def sentences(plan: Plan, outcome: Outcome) -> list[str]:
         "Nothing was selected (selection.labels = none): every arm was trained on the same seeds. target/* is the "
         "official split, read once per training, after its last epoch. ± is the standard deviation over those runs."
     ]
-    if any(arm.config.data.target in SPLIT_SETS for arm in plan.arms):
+    over_splits = [arm for arm in plan.arms if arm.config.data.target in SPLIT_SETS]
+    if over_splits:
         lines.append(
-            "Where n counts splits, they overlap: the standard error of the mean is sd · sqrt(1/J + n_test/n_train), "
-            "about 3.3 times what sd/√n gives for ten halves (Nadeau and Bengio 2003)."
+            "Where n counts splits, they share images: the standard error of the mean is then Nadeau and Bengio's, "
+            f"sd · sqrt(1/n + 1), and not sd/√n: {'; '.join(_error(outcome, arm) for arm in over_splits)}."
         )
     for pair in dict.fromkeys(arm.pair for arm in plan.arms):
         lines += _order(plan, outcome, [arm for arm in plan.arms if arm.pair == pair])
+    return lines
+
+
+def _error(outcome: Outcome, arm: Arm) -> str:
+    found = spread(outcome.of_arm(arm.name), "target/rank1", overlapping=True)
+    value = "no result" if found is None else f"rank-1 {percent(found.mean)} ± {percent(found.variance_of_mean**0.5)} %"
+    return f"{arm.title} on {arm.pair.replace(' to ', ' → ')} {value}"
+
+
+def curves(plan: Plan, outcome: Outcome) -> list[str]:
+    """Return rank-1 / 5 / 10 / mAP of every arm and of everything published, a line each."""
+    lines = ["In %, rank-1 / rank-5 / rank-10 / mAP:"]
+    for arm in plan.arms:
+        found = [spread(outcome.of_arm(arm.name), f"target/{name}") for name in CURVE]
+        shown = " / ".join(percent(None if value is None else value.mean) for value in found)
+        lines.append(f"  {arm.pair}: {arm.title}: {shown}")
+    for pair, rows in plan.study.reported.items():
+        titles = {arm.row: arm.title for arm in plan.arms}
+        for row, values in rows.items():
+            known = {str(name): value for name, value in values.items()}
+            shown = " / ".join(f"{known[name]:.1f}" if name in known else "–" for name in CURVE)
+            lines.append(f"  {pair}: {titles.get(row, row)}, published: {shown}")
     return lines
 
 
@@ -111,7 +136,8 @@ def _order(plan: Plan, outcome: Outcome, arms: list[Arm]) -> list[str]:
 
 
 def _step(outcome: Outcome, low: Arm, high: Arm) -> str:
-    below, above = (spread(outcome.of_arm(arm.name), "target/mAP") for arm in (low, high))
+    splits = low.config.data.target in SPLIT_SETS
+    below, above = (spread(outcome.of_arm(arm.name), "target/mAP", overlapping=splits) for arm in (low, high))
     if below is None or above is None:
         return f"{low.title} < {high.title}: no result"
     difference = above.mean - below.mean

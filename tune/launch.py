@@ -68,7 +68,8 @@ def _run(request: Request, console: Console) -> int:
     for note in preflight.check_trainings(request.plan.configs(), stores):
         console.say(note)
     client, experiment = preflight.open_tracking(where, experiment=_experiment(request.plan))
-    identity = request.plan.identity(fingerprints=stores.fingerprints)
+    weights = preflight.weights_fingerprints(request.plan.configs())
+    identity = request.plan.identity(fingerprints=stores.fingerprints | weights)
     study_id = f"{request.plan.study.name}-{digest(identity)}"
     ledger = Ledger(where.ledger)
     lease = ledger.lease(study_id, seconds=request.lease_seconds)

@@ -9,6 +9,7 @@ from typing import Any
 
 import optuna
 
+from mmfa.data.protocols import overlapping_error
 from studies.plan import SEARCH, Plan
 from studies.spec import CONTROLS
 from tune.ledger import Lineage, StageLedger
@@ -114,19 +115,26 @@ class Spread:
     mean: float
     sd: float | None
     """None for one run."""
-
-    @property
-    def variance_of_mean(self) -> float:
-        """Squared standard error of the mean; 0 where one run is all there is."""
-        return (self.sd or 0.0) ** 2 / self.n
+    variance_of_mean: float
+    """Squared standard error of the mean; 0 where one run is all there is."""
 
 
-def spread(rows: Sequence[Row], metric: str) -> Spread | None:
-    """Return the spread of a metric over rows, or None where no row has it."""
+def spread(rows: Sequence[Row], metric: str, *, overlapping: bool = False) -> Spread | None:
+    """Return the spread of a metric over rows, or None where no row has it.
+
+    Args:
+        rows: runs over seeds, or over splits.
+        metric: its name.
+        overlapping: whether the runs are halves that share images (Nadeau and Bengio, 2003).
+    """
     values = [row.metrics[metric] for row in rows if metric in row.metrics]
     if not values:
         return None
-    return Spread(len(values), statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
+    if len(values) == 1:
+        return Spread(1, values[0], None, 0.0)
+    sd = statistics.stdev(values)
+    variance = overlapping_error(values, test_share=1.0) ** 2 if overlapping else sd**2 / len(values)
+    return Spread(len(values), statistics.fmean(values), sd, variance)
 
 
 def _row(lineage: Lineage) -> Row:

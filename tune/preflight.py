@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import urllib.error
 import urllib.request
@@ -77,6 +78,21 @@ def _check_sqlite(file: Path, *, option: str) -> None:
         with file.open("rb") as start:
             if start.read(15) != b"SQLite format 3":
                 raise MmfaError(f"{option}: {file} is not an SQLite database; give another file.")
+
+
+def weights_fingerprints(configs: Sequence[TrialConfig]) -> dict[str, str]:
+    """Return the SHA-256 of every file of starting weights, by its path.
+
+    Raises:
+        MmfaError: a file that cannot be read.
+    """
+    files = {config.model.weights for config in configs} - {"imagenet", "none"}
+    try:
+        return {f"weights {name}": hashlib.sha256(Path(name).read_bytes()).hexdigest()[:12] for name in sorted(files)}
+    except OSError as error:
+        raise MmfaError(
+            f"--weights must name a file that can be read, but {error.filename}: {error.strerror}."
+        ) from None
 
 
 def open_tracking(where: Places, *, experiment: str) -> tuple[MlflowClient, str]:

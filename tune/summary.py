@@ -59,7 +59,8 @@ def page(plan: Plan, outcome: Outcome, *, study_id: str, command: str, commits: 
         f"{provenance.hardware()}; {versions}; commit {', '.join(commits)}; profile {plan.profile}; {cost}",
     ]
     console = RichConsole(file=io.StringIO(), width=PAGE_WIDTH, highlight=False)
-    for part in (*map(Text, head), table(plan, outcome), *map(Text, sentences(plan, outcome))):
+    curves = comparison.curves(plan, outcome) if plan.study.is_comparison else []
+    for part in (*map(Text, head), table(plan, outcome), *map(Text, [*sentences(plan, outcome), *curves])):
         console.print(part)
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
     return "\n".join(line.rstrip() for line in lines) + "\n"
@@ -74,12 +75,13 @@ def _compared(plan: Plan, outcome: Outcome) -> list[tuple[str, Row]]:
     rows = []
     for arm in plan.arms:
         found = outcome.of_arm(arm.name)
+        first = next((row for row in outcome.rows if row.name == f"{arm.name}/0000"), None)
         if not found:
             continue
-        best, first = max(found, key=lambda row: row.value or 0), found[0]
+        best = max(found, key=lambda row: row.value or 0)
         if arm.name != SEARCH:
             rows.append((f"{arm.title}, best of {len(found)}: {best.name}", best))
-            rows += [(f"{arm.title}, as the paper has the rest", first)] if first is not best else []
+            rows += [(f"{arm.title}, as the paper has the rest", first)] if first not in (best, None) else []
         elif best is not outcome.baseline:
             rows.append((f"best: {best.name}", best))
         elif others := [row for row in found if row is not best]:

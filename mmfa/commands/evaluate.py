@@ -37,7 +37,7 @@ to VIPeR or PRID 2011 is tested on the split it was adapted on alone: the people
   python -m mmfa evaluate m2d/export --dataset viper --data-root ~/data --json viper.json
 """
 
-METRICS = ("rank1", "rank5", "rank10", "rank20", "mAP", "mAP_trapezoid", "mINP")
+METRICS = ("rank1", "rank5", "rank10", "rank20", "mAP", "mAP_trapezoid", "mINP", "mAP_cosine")
 """Keys of the JSON, as fractions."""
 _SHOWN_OF_SPLITS = ("rank1", "rank5", "rank10", "mAP")
 """Columns of the table of ten splits, in percent; the other table has all."""
@@ -118,29 +118,23 @@ def _embedded(
     """Embed the given rows, once for all splits and directions; return what ranks some of them."""
     import numpy as np
 
-    from mmfa.evaluate import embed
-    from mmfa.ranking import distances, rank
+    from mmfa.evaluate import embed, retrieve
 
     height, width = config.data.image_height, config.data.image_width
     features_ND = embed(model, store.images, rows, height=height, width=width, hardware=hardware, domain=role)
 
     def rank_rows(query: Ints, gallery: Ints) -> RetrievalReport:
-        pids, camids = store.domain.pids, store.domain.camids
-        at_query, at_gallery = (np.searchsorted(rows, some) for some in (query, gallery))
-        return rank(
-            distances(features_ND[at_query], features_ND[at_gallery]),
-            query_pids=pids[query],
-            query_camids=camids[query],
-            gallery_pids=pids[gallery],
-            gallery_camids=camids[gallery],
-        )
+        query_QD, gallery_GD = (features_ND[np.searchsorted(rows, some)] for some in (query, gallery))
+        return retrieve(query_QD, gallery_GD, store.domain, query, gallery, with_cosine=True)
 
     return rank_rows
 
 
 def _figures(report: RetrievalReport) -> dict[str, float]:
     ranks = {name: report.rank(int(name[4:])) for name in METRICS if name.startswith("rank")}
-    return ranks | {"mAP": report.mAP, "mAP_trapezoid": report.mAP_trapezoid, "mINP": report.mINP}
+    assert report.mAP_cosine is not None
+    means = {"mAP": report.mAP, "mAP_trapezoid": report.mAP_trapezoid, "mINP": report.mINP}
+    return ranks | means | {"mAP_cosine": report.mAP_cosine}
 
 
 def _result(

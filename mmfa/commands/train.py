@@ -116,11 +116,6 @@ def _stores(config: TrialConfig, options: argparse.Namespace) -> tuple[Store, St
 def _say_what_is_off(training: Training, target: Store) -> None:
     config = training.config
     if not training.attribute_names:
-        if not config.loss.lambda_id:
-            raise ConfigError(
-                f"{config.data.source} has no attributes and loss.lambda_id=0, so nothing would be learned; "
-                "set loss.lambda_id above 0."
-            )
         sys.stdout.write(f"{config.data.source} has no attributes: L_attr and L_AAL are off.\n")
     if not target.domain.labelled:
         sys.stdout.write(f"{config.data.target} is unlabelled: there will be no accuracy on it.\n")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import re
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,7 +64,6 @@ DUKE = AnnotationFile(
 )
 
 _IDENTITY = re.compile(r"\d{4}", re.ASCII)
-_MAT_ERRORS = (OSError, ValueError, TypeError, KeyError, NotImplementedError, zlib.error, scipy.io.matlab.MatReadError)
 
 
 def common(names: Sequence[str], others: Sequence[str]) -> tuple[str, ...]:
@@ -85,7 +83,7 @@ def read_mat(path: Path, kind: AnnotationFile) -> AttributeCodes:
     """
     try:
         content = scipy.io.loadmat(path, simplify_cells=True)
-    except _MAT_ERRORS as error:
+    except Exception as error:  # scipy raises anything on a damaged file
         raise DataError(
             f"An attribute file must be a MATLAB v5 .mat, but {path} cannot be read as one ({error}); restore it."
         ) from error

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 
@@ -16,8 +18,14 @@ PREFIX = "folder:"
 
 
 def domain_name(path: Path) -> str:
-    """Return ``folder-<base name>``, reduced to characters that every file system takes."""
-    return "folder-" + re.sub(r"[^A-Za-z0-9_.-]+", "-", path.resolve().name)
+    """Return ``folder-<base name>-<hash of the path>``, reduced to characters that every file system takes."""
+    whole = path.resolve()
+    digest = hashlib.sha256(os.fsencode(whole)).hexdigest()[:6]
+    return f"folder-{re.sub(r'[^A-Za-z0-9_.-]+', '-', whole.name)}-{digest}"
+
+
+def _raise(error: OSError) -> NoReturn:
+    raise listing.unreadable(error) from error
 
 
 def load(path: Path, *, unlabelled_allowed: bool) -> Dataset:
@@ -51,10 +59,11 @@ def _load_unlabelled(path: Path, *, allowed: bool) -> Dataset:
     """List all images below a folder; each of its subfolders counts as one camera."""
     paths = sorted(
         (Path(folder) / file).relative_to(path).as_posix()
-        for folder, _, names in os.walk(path)
+        for folder, _, names in os.walk(path, onerror=_raise)
         for file in names
         if file.lower().endswith(listing.IMAGE_SUFFIXES) and not file.startswith(".")
     )
+    listing.refuse_undecodable(path, paths)
     if not paths:
         raise DataError(
             f"A folder must hold {', '.join(market_layout.FOLDERS)}, or images for an unlabelled target, but {path} "

@@ -31,9 +31,31 @@ def find_root(data_root: Path, roots: Sequence[str], folders: Sequence[str], *, 
 
 def files(folder: Path, suffixes: Sequence[str]) -> list[str]:
     """Return the ascending names of the files in a folder that end so, in any case; others are none of ours."""
-    with os.scandir(folder) as entries:
-        return sorted(
-            entry.name for entry in entries if entry.name.lower().endswith(tuple(suffixes)) and entry.is_file()
+    try:
+        with os.scandir(folder) as entries:
+            found = sorted(
+                entry.name for entry in entries if entry.name.lower().endswith(tuple(suffixes)) and entry.is_file()
+            )
+    except OSError as error:
+        raise unreadable(error) from error
+    refuse_undecodable(folder, found)
+    return found
+
+
+def unreadable(error: OSError) -> DataError:
+    """Return the error of a file or folder of a dataset that cannot be read."""
+    return DataError(
+        f"All of a dataset must be readable, but {error.filename}: {error.strerror}; mend its permissions."
+    )
+
+
+def refuse_undecodable(folder: Path, names: Sequence[str]) -> None:
+    """Raise DataError for names that are not UTF-8: a store could not hold them."""
+    odd = [name for name in names if name != name.encode(errors="replace").decode()]
+    if odd:
+        raise DataError(
+            f"File names must be UTF-8, but {len(odd)} in {folder} are not: {', '.join(map(ascii, odd[:5]))}; "
+            "rename them."
         )
 
 

@@ -20,7 +20,7 @@ from mmfa.data import counts, listing
 from mmfa.data.attributes import DUKE as DUKE_ANNOTATIONS
 from mmfa.data.attributes import MARKET as MARKET_ANNOTATIONS
 from mmfa.data.attributes import AnnotationFile, read_mat
-from mmfa.data.records import Dataset, Domain, Split
+from mmfa.data.records import Dataset, Domain, Split, name_pids
 from mmfa.errors import DataError
 
 FOLDERS: dict[str, Split] = {"bounding_box_test": "gallery", "bounding_box_train": "train", "query": "query"}
@@ -135,8 +135,8 @@ def read(layout: Layout, root: Path, *, name: str | None = None) -> Dataset:
         name: of the domain; by default the layout's.
 
     Raises:
-        DataError: a name outside the grammar, a distractor outside the gallery, an image in two folders, or a folder
-            without images.
+        DataError: a name outside the grammar, a distractor outside the gallery, an image in two folders, an identity
+            that is trained on and queried, or a folder without images.
     """
     rows: list[tuple[str, int, int, str]] = []
     num_junk = 0
@@ -148,6 +148,7 @@ def read(layout: Layout, root: Path, *, name: str | None = None) -> Dataset:
         num_junk += len(parsed) - len(kept)
         rows.extend((f"{folder}/{file}", pid, camid, split) for file, pid, camid in kept)
     _refuse_doubles(layout, root, [row[0] for row in rows])
+    _refuse_trained_queries(root, rows)
     paths, pids, camids, splits = zip(*sorted(rows), strict=True)
     domain = Domain(
         name=name or layout.name,
@@ -180,6 +181,16 @@ def _read_folder(layout: Layout, folder: Path, split: Split) -> list[tuple[str, 
     images = "image" if layout.suffixes == listing.IMAGE_SUFFIXES else layout.suffixes[0]
     listing.refuse_odd_names(folder, odd, rule=f"Every {images} must be named {layout.grammar}")
     return rows
+
+
+def _refuse_trained_queries(root: Path, rows: list[tuple[str, int, int, str]]) -> None:
+    """Refuse identities that are trained on and queried: accuracy on them says nothing of others."""
+    trained, queried = ({pid for _, pid, _, split in rows if split == wanted} for wanted in ("train", "query"))
+    if both := sorted(trained & queried):
+        raise DataError(
+            f"Nobody may be trained on and tested, but {root} has {name_pids(np.array(both))} in bounding_box_train "
+            "and in query; give them other numbers if they are other people, or keep each in one of the two."
+        )
 
 
 def _refuse_doubles(layout: Layout, root: Path, paths: list[str]) -> None:

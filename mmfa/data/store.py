@@ -32,6 +32,7 @@ from PIL import Image
 from torch import Tensor
 
 from mmfa.config import canonical_json
+from mmfa.data import listing
 from mmfa.data.augment import resize
 from mmfa.data.records import AttributeCodes, Bytes, Dataset, Domain, Progress, no_progress
 from mmfa.errors import DataError
@@ -142,8 +143,8 @@ def _listing_key(dataset: Dataset) -> str:
     if dataset.attribute_file:
         files["attributes"] = dataset.attribute_file
     stats = [(name, path.stat()) for name, path in files.items()]
-    listing = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
-    return hashlib.sha256(canonical_json([made_by, dataset.domain.name, listing]).encode()).hexdigest()[:12]
+    listed = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
+    return hashlib.sha256(canonical_json([made_by, dataset.domain.name, listed]).encode()).hexdigest()[:12]
 
 
 def _decode_all(dataset: Dataset, file: int, first: int, shape: tuple[int, ...], progress: Progress) -> list[str]:
@@ -168,7 +169,7 @@ def _decode_chunk(dataset: Dataset, rows: range, file: int, first: int, shape: t
     digests = []
     for out_HWC, row in zip(pixels, rows, strict=True):
         path = dataset.root / dataset.domain.paths[row]
-        content = path.read_bytes()
+        content = _read(path)
         digests.append(hashlib.sha256(content).hexdigest())
         image_hwC = _decode(content, path, dataset.formats)
         if image_hwC.shape != out_HWC.shape:
@@ -177,6 +178,13 @@ def _decode_chunk(dataset: Dataset, rows: range, file: int, first: int, shape: t
     if os.pwrite(file, pixels.data, first + rows.start * math.prod(shape)) != pixels.nbytes:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     return digests
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise listing.unreadable(error) from error
 
 
 def _decode(content: bytes, path: Path, formats: tuple[str, ...]) -> Tensor:

@@ -18,10 +18,11 @@ import numpy as np
 
 from mmfa.data import counts, listing
 from mmfa.data.records import Dataset, Domain
-from mmfa.data.splits.ten import PID_OFFSET, PRID_IDS
+from mmfa.data.splits.ten import PID_OFFSET, PRID_IDS, known_ids
 from mmfa.errors import DataError
 
 FOLDERS = ("cam_a", "cam_b")
+SPLIT_PERSONS = "of them in the shipped splits"
 ONLY_IN_A = 1000
 """Added to the pids of PRID's persons whom only view A shows: view B has other people under the same numbers."""
 
@@ -59,7 +60,7 @@ VIPER = TwoCameras(
     example="000_45.bmp",
     suffix=".bmp",
     image_format="BMP",
-    published={"persons in cam_a": 632, "persons in cam_b": 632, "persons in both": 632},
+    published={"persons in cam_a": 632, "persons in cam_b": 632, "persons in both": 632, SPLIT_PERSONS: 632},
 )
 PRID = TwoCameras(
     name="prid2011",
@@ -70,7 +71,7 @@ PRID = TwoCameras(
     example="person_0001.png",
     suffix=".png",
     image_format="PNG",
-    published={"persons in cam_a": 385, "persons in cam_b": 749, "persons in both": 200},
+    published={"persons in cam_a": 385, "persons in cam_b": 749, "persons in both": 200, SPLIT_PERSONS: 200},
 )
 
 
@@ -111,10 +112,12 @@ def load(layout: TwoCameras, data_root: Path, *, strict_counts: bool = False) ->
 def count(domain: Domain) -> dict[str, int]:
     """Return what authors publish counts of; persons are paired by pid, never by position."""
     view_a, view_b = (domain.pids[domain.camids == camid] for camid in range(2))
+    both = np.intersect1d(view_a, view_b)
     return {
         "persons in cam_a": len(view_a),
         "persons in cam_b": len(view_b),
-        "persons in both": len(np.intersect1d(view_a, view_b)),
+        "persons in both": len(both),
+        SPLIT_PERSONS: len(np.intersect1d(both, known_ids(domain.name))),
     }
 
 

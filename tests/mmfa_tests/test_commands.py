@@ -206,7 +206,7 @@ def test_what_cannot_be_evaluated_is_refused(world, capsys):
     assert "did you mean 'viper'" in refused(capsys, ["evaluate", export, "--dataset", "vipr"])
     assert "--data-root" in refused(capsys, ["evaluate", export, "--dataset", "viper"])
     frames = ["evaluate", export, "--dataset", f"folder:{world / 'frames'}", *places(world)]
-    assert "folder-frames is unlabelled" in refused(capsys, frames)
+    assert "folder-frames-" in (said := refused(capsys, frames)) and " is unlabelled" in said
     unwritable = ["--dataset", "prid2011", "--json", world / "no" / "x.json", *places(world)]
     assert "--json must name a file that can be written" in refused(capsys, ["evaluate", export, *unwritable])
     epoch = next((world / "out" / "checkpoints").iterdir())

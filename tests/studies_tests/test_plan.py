@@ -130,3 +130,37 @@ def test_what_an_arm_sets_stays_its_own():
 def test_a_study_without_anything_to_do_is_refused():
     with pytest.raises(ConfigError, match=r"needs a \[space\] to search, or \[arms\] or \[pairs\] to compare"):
         parse('question = "?"\ntrials = 1\n', name="mine", origin="mine.toml")
+
+
+def test_the_pair_of_a_search_is_everybodys(tmp_path):
+    pairs = '[pairs]\nembedded = [["embedded-target", "embedded-source"]]\n'
+    plan = plan_of(CONDITIONAL.replace("[space", pairs + "[space", 1))
+    assert plan.arms[0].pair == "embedded-target to embedded-source"
+    assert plan.control("target_bn").data.source == plan.baseline.data.source == "embedded-target"
+    two = pairs.replace("]]", '], ["embedded-source", "embedded-null"]]')
+    with pytest.raises(ConfigError, match=r"\[pairs\] a search has one pair, but got 2"):
+        plan_of(CONDITIONAL.replace("[space", two + "[space", 1))
+
+
+def test_a_file_of_weights_is_named_from_the_root(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    study = parse(COMPARISON, name="mine", origin="mine.toml")
+    plan = resolve(study, profile_name="embedded", overrides={"model.weights": "w.pth"})
+    assert {config.model.weights for config in [plan.baseline, *plan.configs()]} == {str(tmp_path / "w.pth")}
+
+
+def test_seeds_that_run_out_are_found_before_anything_starts():
+    with pytest.raises(ConfigError, match="--seed and --trials: run.seed < 2147483648 must hold"):
+        plan_of(COMPARISON, seed=2**31 - 1)
+
+
+def test_a_search_where_nobody_can_be_held_out_is_refused():
+    with pytest.raises(ConfigError, match="viper is too small to hold identities out from, so it has no target_val"):
+        plan_of(CONDITIONAL, target="viper")
+
+
+def test_what_splits_and_held_out_identities_are_is_no_arms_business():
+    for field, way in (("data.num_val_ids", r"put it under \[fixed\]"), ("data.split", r"\[pairs\] do that")):
+        text = COMPARISON.replace('"kernel.bandwidths" = [10, 50]', f'"{field}" = 1')
+        with pytest.raises(ConfigError, match=f"{field}' cannot be set by an arm; {way}"):
+            plan_of(text)

@@ -97,3 +97,17 @@ def test_nothing_is_selected(make):
     plan, outcome = make()
     assert outcome.best is None and outcome.to_json()["labels"] == "none"
     assert any("Nothing was selected (selection.labels = none)" in line for line in summary.sentences(plan, outcome))
+
+
+def test_splits_that_share_images_have_a_larger_error(make):
+    _, outcome = make()
+    found = spread(outcome.of_arm("low"), "target/mAP", overlapping=True)
+    assert found.variance_of_mean == pytest.approx(0.01**2 * (1 / 3 + 1))
+
+
+def test_the_page_has_every_rank_of_the_paper(make):
+    plan, outcome = make("paper")
+    lines = comparison.curves(plan, outcome)
+    assert "  market1501 to dukemtmc-reid: Low: – / – / – / 11.0" in lines
+    assert "  market1501 to dukemtmc-reid: Low, published: 20.0 / – / – / 10.0" in lines
+    assert "  market1501 to dukemtmc-reid: SPGAN, published: 41.1 / – / – / 22.3" in lines

@@ -65,6 +65,11 @@ def train_pids(name: str, number: int) -> Ints:
     return _shipped(name)[number]
 
 
+def known_ids(name: str) -> Ints:
+    """Return the pids that the shipped splits of a dataset divide."""
+    return _IDS[name] + PID_OFFSET[name]
+
+
 def assign(domain: Domain, number: int) -> Domain:
     """Return the domain with one of its ten splits; a domain that has official splits is returned as it is.
 
@@ -77,7 +82,7 @@ def assign(domain: Domain, number: int) -> Domain:
     if domain.name not in SHA256:
         return domain
     in_training = np.isin(domain.pids, train_pids(domain.name, number))
-    in_both_views = np.isin(domain.pids, _IDS[domain.name] + PID_OFFSET[domain.name])
+    in_both_views = np.isin(domain.pids, known_ids(domain.name))
     splits = np.full(len(domain.paths), "unused", dtype="<U11")
     splits[in_training] = "train"
     splits[~in_training & in_both_views & (domain.camids == 0)] = "query"

@@ -1,6 +1,8 @@
 """People's own data: a folder in Market layout, and an unlabelled target."""
 
 import dataclasses
+import os
+import re
 
 import numpy as np
 import pytest
@@ -45,7 +47,7 @@ def named(path, **options):
 def test_any_cameras_and_any_names_after_them(tmp_path):
     dataset = named(write_folder(tmp_path / "mine"))
     domain = dataset.domain
-    assert domain.name == "folder-mine" and domain.labelled and domain.attributes is None
+    assert domain.name.startswith("folder-mine-") and domain.labelled and domain.attributes is None
     found = dict(zip(domain.paths, zip(domain.pids.tolist(), domain.camids.tolist(), strict=True), strict=True))
     assert found == {
         "bounding_box_train/1_c0.png": (1, 0),
@@ -100,7 +102,38 @@ def test_what_is_missing_is_named(tmp_path):
     [("a", "folder-a"), ("My data (2)", "folder-My-data-2-"), ("été", "folder--t-"), ("a/../b.c_d", "folder-b.c_d")],
 )
 def test_the_domains_name_fits_a_file_name(tmp_path, path, name):
-    assert domain_name(tmp_path / path) == name == catalog.slug(f"folder:{tmp_path / path}")
+    found = domain_name(tmp_path / path)
+    assert re.fullmatch(re.escape(name) + "-[0-9a-f]{6}", found) and found == catalog.slug(f"folder:{tmp_path / path}")
+
+
+def test_two_folders_of_one_base_name_are_two_datasets(tmp_path):
+    assert domain_name(tmp_path / "a" / "frames") != domain_name(tmp_path / "b" / "frames")
+
+
+def test_a_name_that_is_not_utf8_is_refused(tmp_path):
+    frames = tmp_path / "frames"
+    frames.mkdir()
+    (frames / os.fsdecode(b"caf\xe9.jpg")).write_bytes(b"")
+    with pytest.raises(
+        DataError, match=r"File names must be UTF-8, but 1 in .*frames are not: 'caf.udce9.jpg'; rename"
+    ):
+        load(frames, unlabelled_allowed=True)
+
+
+def test_nobody_is_trained_on_and_queried(tmp_path):
+    files = {
+        "bounding_box_train": ["1_c1_a.jpg", "2_c2_a.jpg"],
+        "query": ["2_c1_q.jpg"],
+        "bounding_box_test": ["2_c3_g.jpg"],
+    }
+    for folder, names in files.items():
+        (tmp_path / folder).mkdir()
+        for name in names:
+            (tmp_path / folder / name).write_bytes(b"")
+    with pytest.raises(
+        DataError, match="Nobody may be trained on and tested, but .* has identity 2 in bounding_box_train"
+    ):
+        load(tmp_path, unlabelled_allowed=False)
 
 
 def test_the_slug_of_another_name_is_the_name():
@@ -158,7 +191,7 @@ def test_a_training_takes_its_images_and_holds_nobody_out_of_it(tmp_path, unlabe
     assert made.target_domain is target.domain and len(made.source_domain.rows("val_query")) == 4
     assert made.attribute_names == (), "no annotations: L_attr and L_AAL are off"
     assert next(iter(made.epoch(0))).target_BCHW.shape == (2, 3, 16, 16)
-    with pytest.raises(DataError, match="A source needs identities, but folder-frames is unlabelled"):
+    with pytest.raises(DataError, match="A source needs identities, but folder-frames-.* is unlabelled"):
         batches(target, source, num_val_ids=0)
 
 

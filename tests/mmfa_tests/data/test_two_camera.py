@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mmfa.data import catalog
-from mmfa.data.two_camera import PRID, VIPER, load
+from mmfa.data.two_camera import PRID, SPLIT_PERSONS, VIPER, load
 from mmfa.errors import DataError
 
 VIPER_FILES = {
@@ -34,7 +34,7 @@ def test_views_are_paired_by_pid_and_never_by_position(tmp_path):
     domain = dataset.domain
     by_camera = [set(domain.pids[domain.camids == camid].tolist()) for camid in range(2)]
     assert by_camera == [{1, 2, 3}, {1, 3, 4}]
-    assert dataset.counts == {"persons in cam_a": 3, "persons in cam_b": 3, "persons in both": 2}
+    assert dataset.counts == {"persons in cam_a": 3, "persons in cam_b": 3, "persons in both": 2, SPLIT_PERSONS: 2}
     assert dataset.formats == ("BMP",) and domain.attributes is None and (domain.splits == "unused").all()
 
 
