@@ -403,3 +403,14 @@ def test_hardware_is_chosen_or_refused(tiny):
         Hardware.choose("gpu please")
     with pytest.raises(ConfigError, match="is not there"):
         Hardware.choose("cuda:99")
+
+
+def test_the_learnt_exponent_of_gem_is_reported(tiny, source, target):
+    history = run(tiny.with_overrides({"model.pooling": "gem"}), source, target).history
+    exponents = [report.metrics()["model/gem_p"] for report in history]
+    assert len(set(exponents)) == len(exponents) and all(abs(p - 3) < 1 for p in exponents)
+
+
+def test_a_source_without_attributes_needs_the_identity_loss(tiny, unannotated, target):
+    with pytest.raises(ConfigError, match=r"has no attributes and loss.lambda_id is 0, so nothing would be learned"):
+        Training(tiny.with_overrides({"loss.lambda_id": 0.0}), source=unannotated, target=target, device="cpu")

@@ -317,3 +317,13 @@ def test_two_processes_at_once_build_once(tmp_path):
     assert printed[0][0] == printed[1][0]
     assert sorted(did for _, did in printed) == ["False", "True"]
     np.testing.assert_array_equal(opened(dataset, tmp_path / "cache").images, pil_pixels(dataset))
+
+
+def test_an_image_that_cannot_be_read_is_named(tmp_path):
+    dataset = write_images(tmp_path / "data")
+    file = dataset.root / dataset.domain.paths[3]
+    target = file.with_suffix(".other")
+    file.rename(target)
+    file.mkdir()  # what a read refuses, whoever runs the test
+    with pytest.raises(DataError, match=rf"All of a dataset must be readable, but .*{file.name}: Is a directory"):
+        build(dataset, cache_dir=tmp_path / "cache", height=16, width=8)
