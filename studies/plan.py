@@ -111,6 +111,16 @@ class Plan:
             if all(labels.get(other) == label for other, label in dimension.when.items())
         ]
 
+    def labels_of(self, config: TrialConfig) -> list[Any]:
+        """Return what a table shows of a config: the values of the :attr:`shown` fields, or the labels they go by."""
+        flat, space = config.flatten(), self.study.space
+        labels = []
+        for name in self.shown:
+            dimension = space.get(name)
+            label = dimension.label(flat[name]) if isinstance(dimension, Choices) else None
+            labels.append(flat[name] if label is None else label)
+        return labels
+
     def baseline_params(self, arm: Arm | None = None) -> dict[str, Scalar]:
         """Return an arm's baseline (without one: the study's) as a point of the space."""
         flat = (arm.config if arm else self.baseline).flatten()

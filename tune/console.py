@@ -106,8 +106,7 @@ class Console:
 
     def trial_started(self, lineage: Lineage, config: TrialConfig) -> None:
         """Add a line."""
-        flat = config.flatten()
-        shown = [short(flat[name]) for name in self._plan.shown]
+        shown = [short(value) for value in self._plan.labels_of(config)]
         with self._lock:
             self._trials[lineage.name] = _Trial(lineage.name, shown, config.optim.num_epochs)
         if self._live is None:

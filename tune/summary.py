@@ -11,6 +11,7 @@ from rich.console import Console as RichConsole
 from rich.table import Table
 from rich.text import Text
 
+from mmfa.config import TrialConfig
 from studies.plan import SEARCH, Plan
 from tune import comparison, provenance
 from tune.outcome import Outcome, Row
@@ -31,8 +32,7 @@ def table(plan: Plan, outcome: Outcome) -> Table:
     for title in (f"{outcome.metric.replace('/', chr(10))} %", "Δ\npoints", "target\nmAP %", "target\nrank-1 %"):
         result.add_column(title, justify="right")
     for title, row in _compared(plan, outcome):
-        flat = _config(plan, row)
-        shown = [short(flat[name]) for name in plan.study.space]
+        shown = [short(value) for value in plan.labels_of(_config(plan, row))]
         value = percent(row.value) if row.state == "complete" else row.state
         difference = points(outcome.difference(row)) if row is not outcome.baseline else ""
         official = [percent(row.metrics.get(key)) for key in ("target/mAP", "target/rank1")]
@@ -66,9 +66,8 @@ def page(plan: Plan, outcome: Outcome, *, study_id: str, command: str, commits: 
     return "\n".join(line.rstrip() for line in lines) + "\n"
 
 
-def _config(plan: Plan, row: Row) -> dict[str, object]:
-    config = plan.control(row.role) if row.arm == "controls" else plan.decode(row.params, plan.arm(row.arm))
-    return config.flatten()
+def _config(plan: Plan, row: Row) -> TrialConfig:
+    return plan.control(row.role) if row.arm == "controls" else plan.decode(row.params, plan.arm(row.arm))
 
 
 def _compared(plan: Plan, outcome: Outcome) -> list[tuple[str, Row]]:

@@ -121,6 +121,16 @@ def test_a_wrong_condition_is_named(old, new, message):
         plan_of(CONDITIONAL.replace(old, new, 1))
 
 
+def test_tables_show_labels_where_values_have_them():
+    plan = plan_of(CONDITIONAL)
+    assert plan.labels_of(plan.decode({"model.pooling": "average", "kernel.bandwidths": "wide"})) == [
+        "average",
+        "wide",
+        1.0,
+    ]
+    assert plan_of(COMPARISON, seed=7).labels_of(plan.baseline) == [0]
+
+
 def test_what_an_arm_sets_stays_its_own():
     study = parse(COMPARISON, name="mine", origin="mine.toml")
     plan = resolve(study, profile_name="embedded", overrides={"kernel.bandwidths": [1.0]})
