@@ -111,3 +111,35 @@ def test_the_page_has_every_rank_of_the_paper(make):
     assert "  market1501 to dukemtmc-reid: Low: – / – / – / 11.0" in lines
     assert "  market1501 to dukemtmc-reid: Low, published: 20.0 / – / – / 10.0" in lines
     assert "  market1501 to dukemtmc-reid: SPGAN, published: 41.1 / – / – / 22.3" in lines
+
+
+ARMS = """
+question = "Which pooling?"
+trials = 3
+[arms.max]
+title = "max"
+[arms.average]
+title = "average"
+set = {"model.pooling" = "average"}
+[space."loss.lambda_mdal"]
+low = 0.1
+high = 30.0
+log = true
+"""
+
+
+def test_another_trial_of_an_arm_is_never_shown_as_the_paper():
+    plan = resolve(parse(ARMS, name="mine", origin="mine.toml"), profile_name="embedded", overrides={})
+
+    def trial(arm, index, value, lambda_mdal):
+        state = "diverged" if value is None else "complete"
+        metrics = {} if value is None else {"target_val/mAP": value}
+        return Row(f"{arm}/{index:04d}", arm, arm, state, {"loss.lambda_mdal": lambda_mdal}, value, metrics, "")
+
+    rows = [trial("max", 0, None, 1.0), trial("max", 1, 0.3, 7.7), trial("max", 2, 0.2, 0.2)]
+    rows += [trial("average", 0, 0.1, 1.0), trial("average", 1, 0.15, 3.0)]
+    text = printed(plan, Outcome(plan.metric, plan.labels, plan.num_trials, rows, []))
+    lines = {line.strip().split("  ")[0]: line.split() for line in text.splitlines() if line.strip()}
+    assert lines["max, best of 2: max/0001"][5:7] == ["7.7", "30.0"]
+    assert "diverged" in lines["max, as the paper has the rest"]
+    assert lines["average, as the paper has the rest"][7:9] == ["1", "10.0"]
