@@ -286,7 +286,7 @@ def _published(config: ModelConfig) -> dict[str, Tensor]:
     except Exception as error:  # a damaged file makes the unpickler raise anything
         raise ConfigError(
             f"the ImageNet weights of {config.backbone} could not be read from {folder} nor downloaded "
-            f"({_first_line(error)}): place {file} in {folder}, or name a file with --set model.weights=FILE."
+            f"({_first_line(error)}): place {file} in {folder}, or name a file with --weights FILE."
         ) from error
     return tensors
 

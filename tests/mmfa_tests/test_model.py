@@ -178,7 +178,7 @@ def test_imagenet_weights_come_from_the_hub_folder_or_the_error_names_both_ways(
     with pytest.raises(ConfigError) as caught:
         resolve_weights(ModelConfig(backbone="resnet18"))
     assert f"place {file.name} in {folder}" in str(caught.value)
-    assert "--set model.weights=FILE" in str(caught.value)
+    assert "--weights FILE" in str(caught.value)
     torch.save(torchvision.models.resnet18(weights=None).state_dict(), file)
     assert "conv1.weight" in resolve_weights(ModelConfig(backbone="resnet18"))
 
