@@ -152,7 +152,7 @@ class Console:
         table = Table(box=rich.box.SIMPLE_HEAD, pad_edge=False, expand=False)
         table.add_column("trial", no_wrap=True)
         for name in self._plan.shown:
-            table.add_column(symbol(name), justify="right", no_wrap=True, min_width=5)
+            table.add_column(symbol(name).replace(".", "\n"), justify="right", no_wrap=True, min_width=5)
         table.add_column("epoch", justify="right", no_wrap=True)
         losses = LOSSES if self.rich.width >= WIDE else LOSSES[:1]
         for _, title in losses:

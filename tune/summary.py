@@ -17,7 +17,7 @@ from tune import comparison, provenance
 from tune.outcome import Outcome, Row
 from tune.wording import percent, points, short, symbol
 
-PAGE_WIDTH = 110
+PAGE_WIDTH = 124
 TITLES = {"source_only": "source only (control)", "target_bn": "target in BN (control)"}
 
 
@@ -28,7 +28,7 @@ def table(plan: Plan, outcome: Outcome) -> Table:
     result = Table(box=rich.box.SIMPLE_HEAD, pad_edge=False, title=Text(plan.study.question), title_justify="left")
     result.add_column("setting", no_wrap=True)
     for name in plan.study.space:
-        result.add_column(symbol(name), justify="right")
+        result.add_column(symbol(name).replace(".", "\n"), justify="right", overflow="fold")
     for title in (f"{outcome.metric.replace('/', chr(10))} %", "Δ\npoints", "target\nmAP %", "target\nrank-1 %"):
         result.add_column(title, justify="right")
     for title, row in _compared(plan, outcome):
