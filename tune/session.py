@@ -107,7 +107,9 @@ class Session:
         return found
 
     def commits(self, commit: str) -> list[str]:
-        """Return the commits that have driven this study, this one last."""
+        """Return the commits that have trained in this study, this one last if anything is left to train."""
+        if not self.to_train():
+            return list(self.registry.study.user_attrs.get("commits", [commit]))
         before = [known for known in self.registry.study.user_attrs.get("commits", []) if known != commit]
         self.registry.study.set_user_attr("commits", [*before, commit])
         return [*before, commit]

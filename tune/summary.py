@@ -17,7 +17,9 @@ from tune import comparison, provenance
 from tune.outcome import Outcome, Row
 from tune.wording import percent, points, short, symbol
 
-PAGE_WIDTH = 124
+PAGE_WIDTH = 110
+MANY = 4
+"""Dimensions beyond which a row names only those that differ."""
 TITLES = {"source_only": "source only (control)", "target_bn": "target in BN (control)"}
 
 
@@ -27,17 +29,25 @@ def table(plan: Plan, outcome: Outcome) -> Table:
         return comparison.table(plan, outcome)
     result = Table(box=rich.box.SIMPLE_HEAD, pad_edge=False, title=Text(plan.study.question), title_justify="left")
     result.add_column("setting", no_wrap=True)
-    for name in plan.study.space:
-        result.add_column(symbol(name).replace(".", "\n"), justify="right", overflow="fold")
+    many = len(plan.study.space) > MANY
+    for name in ["differs from the baseline in"] if many else plan.study.space:
+        result.add_column(symbol(name).replace(".", "\n"), justify="left" if many else "right")
     for title in (f"{outcome.metric.replace('/', chr(10))} %", "Δ\npoints", "target\nmAP %", "target\nrank-1 %"):
         result.add_column(title, justify="right")
     for title, row in _compared(plan, outcome):
         shown = [short(value) for value in plan.labels_of(_config(plan, row))]
+        shown = [_differing(plan, shown)] if many else shown
         value = percent(row.value) if row.state == "complete" else row.state
         difference = points(outcome.difference(row)) if row is not outcome.baseline else ""
         official = [percent(row.metrics.get(key)) for key in ("target/mAP", "target/rank1")]
         result.add_row(title, *shown, value, difference, *official)
     return result
+
+
+def _differing(plan: Plan, shown: list[str]) -> str:
+    base = [short(value) for value in plan.labels_of(plan.baseline)]
+    named = zip(plan.study.space, shown, base, strict=True)
+    return ", ".join(f"{symbol(name).rpartition('.')[2]} {value}" for name, value, usual in named if value != usual)
 
 
 def page(plan: Plan, outcome: Outcome, *, study_id: str, command: str, commits: list[str], seconds: list[float]) -> str:

@@ -63,3 +63,10 @@ def test_every_commit_that_drove_a_study_is_known(opened):
     assert session.commits("a") == ["a"]
     assert session.commits("b") == ["a", "b"]
     assert session.commits("a") == ["b", "a"]
+
+
+def test_a_commit_that_only_shows_the_result_is_not_among_them(opened, monkeypatch):
+    session = opened("one")
+    session.commits("a")
+    monkeypatch.setattr(type(session), "to_train", lambda self: False)
+    assert session.commits("b") == ["a"]
