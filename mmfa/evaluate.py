@@ -117,7 +117,7 @@ def evaluate_test(
         retrieval[name] = retrieve(query_QD, gallery_GD, store.domain, *way, with_cosine=True)
     if "target" not in retrieval:
         retrieval = {"target": mean_report(list(retrieval.values())), **retrieval}
-    attributes = _attribute_transfer(
+    attributes = attribute_transfer(
         model, features_ND, rows, store.domain, attribute_names=attribute_names, age=data.age
     )
     return TestReport(retrieval=retrieval, attributes=attributes)
@@ -183,10 +183,30 @@ def retrieve(
 
 
 @torch.no_grad()
-def _attribute_transfer(
-    model: MMFA, features_ND: Tensor, rows: Ints, domain: Domain, *, attribute_names: Sequence[str], age: Age
+def attribute_transfer(
+    model: MMFA,
+    features_ND: Tensor,
+    rows: Ints,
+    domain: Domain,
+    *,
+    attribute_names: Sequence[str],
+    age: Age,
+    role: DomainRole = "target",
 ) -> dict[str, float]:
-    """Return how well the heads, trained on the source, tell the target's attributes of the same name."""
+    """Return how well the heads, trained on the source, tell another domain's attributes of the same name.
+
+    Args:
+        model: in any mode.
+        features_ND: pooled features of the rows.
+        rows: of the domain.
+        domain: with annotations, else there is nothing to tell.
+        attribute_names: columns of the heads.
+        age: reading of the domain's age.
+        role: whose BatchNorm statistics the heads use.
+
+    Returns:
+        as :func:`attribute_accuracy`; empty where nothing is common or annotated.
+    """
     if domain.attributes is None:
         return {}
     table = encode(domain.attributes, age=age)
@@ -200,7 +220,7 @@ def _attribute_transfer(
     model.eval()
     try:  # in batches: the hidden layers of all heads are many times as wide as the features
         chosen_ND = features_ND[torch.from_numpy(annotated).to(features_ND.device)]
-        outputs_NM = torch.cat([model.attributes(part_BD) for part_BD in torch.split(chosen_ND, BATCH)])
+        outputs_NM = torch.cat([model.attributes(part_BD, domain=role) for part_BD in torch.split(chosen_ND, BATCH)])
     finally:
         model.train(was_training)
     return attribute_accuracy(outputs_NM[:, ours].cpu().numpy(), values_NM[:, theirs], mask_NM[:, theirs])

@@ -76,6 +76,12 @@ class Plan:
         return self.num_trials + len(self.controls)
 
     @property
+    def baseline_run(self) -> str:
+        """The run that is the study's baseline: trial 0 of the arm that sets nothing; "" in a comparison."""
+        arm = next((arm for arm in self.arms if arm.config == self.baseline), None)
+        return "" if arm is None or self.study.is_comparison else f"{arm.name}/0000"
+
+    @property
     def shown(self) -> list[str]:
         """The fields that tell trials apart in a table."""
         if not self.study.is_comparison:

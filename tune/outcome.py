@@ -43,6 +43,7 @@ class Outcome:
     trials: int
     rows: list[Row]
     noise: list[float]
+    baseline_run: str = f"{SEARCH}/0000"
 
     @property
     def search(self) -> list[Row]:
@@ -51,8 +52,8 @@ class Outcome:
 
     @property
     def baseline(self) -> Row | None:
-        """The paper's defaults, where the study has one arm."""
-        return next((row for row in self.rows if row.role == "baseline"), None)
+        """The run that the others are compared with, where there is one."""
+        return next((row for row in self.rows if row.name == self.baseline_run), None)
 
     @property
     def best(self) -> Row | None:
@@ -157,7 +158,7 @@ def read(plan: Plan, lineages: Sequence[Lineage], *, noise: list[float]) -> Outc
     order = list(CONTROLS)
     controls = sorted((row for row in rows if row.arm == "controls"), key=lambda row: order.index(row.role))
     others = [row for row in rows if row.arm != "controls"]
-    return Outcome(plan.metric, plan.labels, plan.num_trials, controls + others, noise)
+    return Outcome(plan.metric, plan.labels, plan.num_trials, controls + others, noise, plan.baseline_run)
 
 
 def baseline_value(study: optuna.Study) -> float | None:

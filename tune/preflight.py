@@ -153,6 +153,7 @@ def prepare_stores(
         MmfaError: missing or damaged data.
     """
     from mmfa.data import catalog
+    from mmfa.data.splits.ten import SHA256
     from mmfa.data.store import build, open_store
 
     sources = {config.data.source for config in configs}
@@ -168,7 +169,8 @@ def prepare_stores(
             progress=progress,
         )
         stores.paths[name] = build(dataset, cache_dir=where.cache_dir, progress=progress, **size)
-        stores.fingerprints[name] = open_store(stores.paths[name]).fingerprint
+        splits = f"+splits-{SHA256[name][:8]}" if name in SHA256 else ""
+        stores.fingerprints[name] = open_store(stores.paths[name]).fingerprint + splits
     return stores
 
 

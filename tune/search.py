@@ -223,7 +223,7 @@ class StudySearcher(ray.tune.search.Searcher):
             metrics = record["metrics"]
             stage.complete(trial, value=metrics[self._plan.metric], metrics=metrics)
         self._tell(lineage.name, record["outcome"], record)
-        if record["outcome"] == "diverged" and lineage.role == "baseline":
+        if record["outcome"] == "diverged" and lineage.name == self._plan.baseline_run:
             self._stop.end(f"the baseline diverged: {record['reason']}")
         return None
 

@@ -82,7 +82,7 @@ class Session:
 
     def diverged_baseline(self) -> str:
         """Why the paper's defaults diverged, or "" where they did not."""
-        first = next((lineage for lineage in self.lineages() if lineage.role == "baseline"), None)
+        first = next((lineage for lineage in self.lineages() if lineage.name == self.plan.baseline_run), None)
         return str(first.last.user_attrs.get("reason", "")) if first is not None and first.state == "diverged" else ""
 
     def to_train(self) -> bool:

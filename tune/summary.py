@@ -96,7 +96,7 @@ def _compared(plan: Plan, outcome: Outcome) -> list[tuple[str, Row]]:
         elif others := [row for row in found if row is not best]:
             next_best = max(others, key=lambda row: row.value or 0)
             rows.append((f"best of the others: {next_best.name}", next_best))
-    if outcome.baseline is not None:
+    if outcome.baseline is not None and outcome.baseline.arm == SEARCH:
         rows.append(("the baseline" if plan.deviations() else "the paper's defaults", outcome.baseline))
     return rows + [(TITLES[row.role], row) for row in outcome.rows if row.arm == "controls"]
 

@@ -32,7 +32,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of this command."""
     parser.add_argument("names", nargs="*", metavar="NAME", help="datasets, folder:PATH among them (default: all four)")
     add_places(parser)
-    parser.add_argument("--strict-counts", action="store_true", help="other counts than published are a problem")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -55,6 +54,8 @@ def run(options: argparse.Namespace) -> int:
         names = [name for name in catalog.BENCHMARKS if catalog.is_present(name, root)]
         absent = [name for name in catalog.BENCHMARKS if name not in names]
         sys.stdout.write(f"not there: {', '.join(absent)}\n" if absent else "")
+        if not names:
+            sys.stdout.write(f"{catalog.nothing_found(root)}\n")
     counts = logging.getLogger("mmfa.data.counts")
     level = counts.level
     counts.setLevel(logging.ERROR)  # the table says it

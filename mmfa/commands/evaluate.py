@@ -13,13 +13,9 @@ from mmfa.commands.shared import add_places, open_dataset
 from mmfa.errors import MmfaError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from mmfa.config import TrialConfig
     from mmfa.data.records import Ints
     from mmfa.data.store import Store
-    from mmfa.hardware import Hardware
-    from mmfa.model import MMFA
     from mmfa.norm import DomainRole
     from mmfa.ranking import RetrievalReport
 
@@ -63,9 +59,10 @@ def run(options: argparse.Namespace) -> int:
     """
     import numpy as np
 
-    from mmfa.checkpoint import load_model
+    from mmfa.checkpoint import load, load_model
     from mmfa.data import catalog
     from mmfa.data.protocols import directions
+    from mmfa.evaluate import attribute_transfer, embed, retrieve
     from mmfa.hardware import Hardware
 
     catalog.check_name(options.dataset)
@@ -79,12 +76,22 @@ def run(options: argparse.Namespace) -> int:
     model.to(memory_format=hardware.memory_format).to(hardware.device)
     role: DomainRole = "source" if mode == OWN_SOURCE else "target"
     rows = np.unique(np.concatenate(_all_rows(tested)))
-    rank_rows = _embedded(model, store, config, hardware, rows, role=role)
+    size = {"height": config.data.image_height, "width": config.data.image_width}
+    features_ND = embed(model, store.images, rows, hardware=hardware, domain=role, **size)
+
+    def rank_rows(query: Ints, gallery: Ints) -> RetrievalReport:
+        query_QD, gallery_GD = (features_ND[np.searchsorted(rows, some)] for some in (query, gallery))
+        return retrieve(query_QD, gallery_GD, store.domain, query, gallery, with_cosine=True)
+
     reports = {
         split: {name: rank_rows(query, gallery) for name, (query, gallery) in rows.items()}
         for split, rows in tested.items()
     }
-    result = _result(options, mode, store, reports)
+    names = load(options.export).state["attribute_names"]
+    attributes = attribute_transfer(
+        model, features_ND, rows, store.domain, attribute_names=names, age=config.data.age, role=role
+    )
+    result = _result(options, mode, store, reports) | {"attributes": attributes}
     sys.stdout.write(_table(result))
     if options.json:
         try:
@@ -110,24 +117,6 @@ def _mode(config: TrialConfig, dataset: str, *, is_split: bool) -> tuple[str, li
 
 def _all_rows(tested: dict[int, Directions]) -> list[Ints]:
     return [rows for by_name in tested.values() for pair in by_name.values() for rows in pair]
-
-
-def _embedded(
-    model: MMFA, store: Store, config: TrialConfig, hardware: Hardware, rows: Ints, *, role: DomainRole
-) -> Callable[[Ints, Ints], RetrievalReport]:
-    """Embed the given rows, once for all splits and directions; return what ranks some of them."""
-    import numpy as np
-
-    from mmfa.evaluate import embed, retrieve
-
-    height, width = config.data.image_height, config.data.image_width
-    features_ND = embed(model, store.images, rows, height=height, width=width, hardware=hardware, domain=role)
-
-    def rank_rows(query: Ints, gallery: Ints) -> RetrievalReport:
-        query_QD, gallery_GD = (features_ND[np.searchsorted(rows, some)] for some in (query, gallery))
-        return retrieve(query_QD, gallery_GD, store.domain, query, gallery, with_cosine=True)
-
-    return rank_rows
 
 
 def _figures(report: RetrievalReport) -> dict[str, float]:
@@ -188,6 +177,11 @@ def _table(result: dict[str, Any]) -> str:
     for direction, summary in result["summary"].items():
         label = direction.replace("_to_", " → ").upper() if "_to_" in direction else direction
         lines.append(f"{label:10}" + "".join(f"{_percent(summary[name]):>{width}}" for name in shown))
+    if found := result["attributes"]:
+        lines.append(
+            f"attributes that both annotate: accuracy {100 * found['attribute_accuracy']:.1f}, "
+            f"balanced {100 * found['attribute_balanced_accuracy']:.1f}"
+        )
     return "\n".join(lines) + "\n"
 
 

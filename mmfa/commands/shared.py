@@ -31,7 +31,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_places(parser: argparse.ArgumentParser) -> None:
-    """Add ``--data-root`` and ``--cache-dir``."""
+    """Add ``--data-root``, ``--cache-dir`` and ``--strict-counts``."""
     parser.add_argument(
         "--data-root",
         type=Path,
@@ -43,6 +43,9 @@ def add_places(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="DIR",
         help="rendered datasets and image stores (default: $MMFA_CACHE_DIR, or mmfa in the user's cache folder)",
+    )
+    parser.add_argument(
+        "--strict-counts", action="store_true", help="refuse benchmarks without their published counts (default: warn)"
     )
 
 
@@ -78,7 +81,7 @@ def open_dataset(name: str, options: argparse.Namespace, *, height: int, width: 
 
     Args:
         name: a catalogue name or ``folder:PATH``.
-        options: with ``data_root`` and ``cache_dir``.
+        options: with what :func:`add_places` adds.
         height: of stored images, pixels.
         width: of stored images, pixels.
         is_source: whether labels are needed, and attributes where the dataset has them.
@@ -92,7 +95,12 @@ def open_dataset(name: str, options: argparse.Namespace, *, height: int, width: 
     cache_dir = options.cache_dir or catalog.default_cache_dir()
     progress = Progress()
     dataset = catalog.load(
-        name, data_root=data_root(options), cache_dir=cache_dir, attributes_required=is_source, progress=progress
+        name,
+        data_root=data_root(options),
+        cache_dir=cache_dir,
+        strict_counts=options.strict_counts,
+        attributes_required=is_source,
+        progress=progress,
     )
     return open_store(build(dataset, cache_dir=cache_dir, height=height, width=width, progress=progress))
 

@@ -90,6 +90,13 @@ def expected_layout(name: str) -> str:
     return f"{_roots(name)[0]}/{{{','.join(folders)}}}"
 
 
+def nothing_found(data_root: Path) -> str:
+    """Return what to do about a data root in which no benchmark lies."""
+    if all((data_root / folder).is_dir() for folder in market_layout.FOLDERS):
+        return f"{data_root} is a dataset itself: give {data_root.parent}, or name folder:{data_root}."
+    return f"A benchmark would lie in {data_root / expected_layout(market_layout.MARKET.name)}, for instance."
+
+
 def is_labelled(name: str) -> bool:
     """Return whether a dataset has identities; only a folder of images alone has none.
 

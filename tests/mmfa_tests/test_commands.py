@@ -193,6 +193,13 @@ def test_the_figures_are_those_of_the_methods_own_evaluation(world):
     assert found["mAP"] == pytest.approx(report.mAP, abs=1e-6) and found["rank5"] == pytest.approx(report.rank(5))
 
 
+def test_a_data_root_without_benchmarks_is_told_what_to_do(world, tmp_path, capsys):
+    assert main(["check", "--data-root", str(tmp_path)]) == 1
+    assert "A benchmark would lie in " in capsys.readouterr().out
+    assert main(["check", "--data-root", str(world / "people")]) == 1
+    assert f"is a dataset itself: give {world}, or name folder:" in capsys.readouterr().out
+
+
 def test_the_source_and_the_target_are_named_as_such(world, capsys):
     for name, mode in (("people", "the model's own source"), ("others", "adapted on this dataset's unlabelled")):
         dataset = f"folder:{world / name}"

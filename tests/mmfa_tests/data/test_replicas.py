@@ -133,3 +133,6 @@ def test_check_prepare_train_and_evaluate_at_full_scale(data_root, cache_dir, tm
         assert not any(found["num_skipped"].values())
         if dataset == "dukemtmc-reid":
             assert found["summary"][""]["mAP"]["mean"] == pytest.approx(result["metrics"]["target/mAP"], abs=1e-6)
+            for name, value in found["attributes"].items():
+                assert value == pytest.approx(result["metrics"][f"target/{name}"], abs=1e-6)
+            assert "attributes that both annotate: accuracy" in capsys.readouterr().out
