@@ -141,8 +141,7 @@ def open_session(
     Raises:
         MmfaError: fewer trials than before, or storage that belongs to another ledger.
     """
-    baseline = {name: value for name, value in identity["baseline"].items() if name != "run.seed"}
-    family = digest({**identity, "baseline": baseline})
+    family = digest(_seedless(identity))
     registry = ledger.open(study_id, stage=SEARCH)
     number = ledger.register(
         registry, identity=identity, family=family, trials=request.plan.trials, asked=request.trials_asked
@@ -167,6 +166,16 @@ def open_session(
         registry=registry,
         stages=stages,
     )
+
+
+def _seedless(identity: dict[str, Any]) -> dict[str, Any]:
+    """Return what studies that differ in their seed have in common."""
+
+    def without(config: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in config.items() if name != "run.seed"}
+
+    arms = {name: without(config) for name, config in identity["arms"].items()}
+    return {**identity, "baseline": without(identity["baseline"]), "arms": arms}
 
 
 def _claim(folder: Path, *, ledger_id: str) -> None:
