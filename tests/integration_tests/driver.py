@@ -30,6 +30,10 @@ log = true
 """
 
 
+QUICK = TINY.replace("[fixed]", '[fixed]\n"data.image_height" = 32\n"data.image_width" = 16')
+"""The same on smaller images, where nobody has to be killed in the middle."""
+
+
 class Driver:
     """One study: its folder, its command, its processes."""
 

@@ -16,6 +16,8 @@ trials = 1
 [fixed]
 "optim.num_epochs" = 1
 "optim.warmup_epochs" = 0
+"data.image_height" = 32
+"data.image_width" = 16
 "data.num_val_ids" = 0
 [arms.plain]
 [arms.literal.set]

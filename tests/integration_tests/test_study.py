@@ -8,7 +8,7 @@ import sys
 import mlflow
 import numpy as np
 import pytest
-from integration_tests.driver import ROOT, Driver, check_exactly_once
+from integration_tests.driver import QUICK, ROOT, Driver, check_exactly_once
 from mlflow.tracking import MlflowClient
 
 from mmfa.checkpoint import load_model
@@ -23,7 +23,7 @@ NAME = "mmfa-embedded-source-to-embedded-target"
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory, embedded_cache):
-    driver = Driver(tmp_path_factory.mktemp("study"), cache=embedded_cache)
+    driver = Driver(tmp_path_factory.mktemp("study"), cache=embedded_cache, study=QUICK)
     code, text = driver.run("--trials", "3")
     assert code == 0, text
     return driver, text
@@ -77,7 +77,7 @@ def test_the_candidate_embeds_as_the_trial_did(study, client, embedded_cache):
     best = json.loads(file.read_text())["best"]
     assert version.tags["mmfa.lineage"] == best
     dataset = catalog.load("embedded-target", data_root=None, cache_dir=embedded_cache)
-    images = open_store(build(dataset, cache_dir=embedded_cache, height=64, width=32)).images[:5]
+    images = open_store(build(dataset, cache_dir=embedded_cache, height=32, width=16)).images[:5]
     uri = f"sqlite:///{driver.out / 'mlflow.db'}"
     code = (
         "import mlflow, numpy, sys; mlflow.set_tracking_uri(sys.argv[1]);"
@@ -92,7 +92,7 @@ def test_the_candidate_embeds_as_the_trial_did(study, client, embedded_cache):
     model, config = load_model(export)
     hardware = Hardware.choose("cpu", config.run)
     model.to(memory_format=hardware.memory_format)
-    expected = embed(model, images, np.arange(5), height=64, width=32, hardware=hardware).numpy()
+    expected = embed(model, images, np.arange(5), height=32, width=16, hardware=hardware).numpy()
     np.testing.assert_array_equal(np.load(got), expected)
     mlflow.set_tracking_uri(uri)
     with pytest.raises(Exception, match="uint8"):
