@@ -48,6 +48,8 @@ class RetrievalReport:
     """Queries without a positive in the gallery."""
     mAP_cosine: float | None = None
     """mAP by cosine distance, for information; none where it was not asked for."""
+    identities: tuple[tuple[int, float, int], ...] = ()
+    """By ascending pid: the sum of its queries' average precisions, and their number; of one direction only."""
 
     def rank(self, k: int) -> float:
         """Return CMC at rank k, from 1.
@@ -71,7 +73,8 @@ class RetrievalReport:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """Return the report that ``dataclasses.asdict`` took apart, also after a trip through JSON."""
-        return cls(**{**values, "cmc": tuple(values["cmc"])})
+        identities = tuple((pid, total, number) for pid, total, number in values.get("identities", ()))
+        return cls(**{**values, "cmc": tuple(values["cmc"]), "identities": identities})
 
 
 def distances(query_QD: Tensor, gallery_GD: Tensor, *, chunk: int = CHUNK) -> Iterator[NDArray[np.float32]]:
@@ -141,17 +144,18 @@ def rank(
             query = len(found)
             found.append(gallery.negatives_before(row_G, pid=query_pids[query], camid=query_camids[query]))
     assert len(found) == len(query_pids) == len(query_camids), "one row of distances for each query"
-    counted = [negatives_P for negatives_P in found if len(negatives_P)]
-    if not counted:
+    has_positive_Q = np.array([len(negatives_P) > 0 for negatives_P in found], dtype=bool)
+    if not has_positive_Q.any():
         raise DataError(_no_positive(query_pids, gallery_pids))
-    return _report(counted, num_skipped=len(found) - len(counted), max_rank=max_rank)
+    return _report(found, query_pids[has_positive_Q], max_rank=max_rank)
 
 
-def _report(found: list[NDArray[np.intp]], *, num_skipped: int, max_rank: int) -> RetrievalReport:
+def _report(every: list[NDArray[np.intp]], pids_Q: NDArray[np.int64], *, max_rank: int) -> RetrievalReport:
     """Return all scores from the number of negatives as near as or nearer than each positive of each query.
 
-    P runs over the positives of all queries, nearest first within each.
+    P runs over the positives of all queries, nearest first within each; Q over the queries that have one.
     """
+    found = [negatives_P for negatives_P in every if len(negatives_P)]
     negatives_P = np.concatenate(found)
     num_positives = np.array([len(negatives) for negatives in found])
     ends = np.cumsum(num_positives)
@@ -162,13 +166,17 @@ def _report(found: list[NDArray[np.intp]], *, num_skipped: int, max_rank: int) -
     earlier_P = np.where(ranks_P > 0, before_P / np.maximum(ranks_P, 1), 1.0)  # precision just before the positive
     trapezoid_P = (precision_P + earlier_P) / 2
     hits = np.bincount(negatives_P[starts], minlength=max_rank)[:max_rank]
+    ap_Q = np.add.reduceat(precision_P, starts) / num_positives
+    pids_I, identity_Q, queries_I = np.unique(pids_Q, return_inverse=True, return_counts=True)
+    ap_I = np.bincount(identity_Q, weights=ap_Q)
     return RetrievalReport(
-        mAP=float((np.add.reduceat(precision_P, starts) / num_positives).mean()),
+        mAP=float(ap_Q.mean()),
         mAP_trapezoid=float((np.add.reduceat(trapezoid_P, starts) / num_positives).mean()),
         cmc=tuple((np.cumsum(hits) / len(found)).tolist()),
         mINP=float((num_positives / (ranks_P[ends - 1] + 1)).mean()),
         num_queries=len(found),
-        num_skipped=num_skipped,
+        num_skipped=len(every) - len(found),
+        identities=tuple(zip(pids_I.tolist(), ap_I.tolist(), queries_I.tolist(), strict=True)),
     )
 
 
@@ -190,6 +198,7 @@ def mean_report(reports: Sequence[RetrievalReport]) -> RetrievalReport:
         num_queries=sum(report.num_queries for report in reports),
         num_skipped=sum(report.num_skipped for report in reports),
         mAP_cosine=mean(cosine) if len(cosine) == len(reports) else None,
+        identities=reports[0].identities if len(reports) == 1 else (),
     )
 
 

@@ -101,6 +101,11 @@ class Training:
         return self._batches.attribute_names
 
     @property
+    def target_rows(self) -> Ints:
+        """Ascending rows of the target's training images, used or not; held-out identities are not among them."""
+        return self._batches.target_domain.rows("train")
+
+    @property
     def evaluated_model(self) -> MMFA:
         """The model that is evaluated and exported: the running average where there is one."""
         if self._average is None:

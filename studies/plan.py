@@ -1,19 +1,22 @@
-"""A plan: a study resolved against a profile, datasets, overrides and a seed."""
+"""A plan: what a study will run, resolved against a profile, datasets, overrides and a seed."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from mmfa.config import TrialConfig, canonical_json, profile
-from mmfa.errors import ConfigError
-from studies.spec import CONTROLS, Choices, Range, Scalar, Study
+from studies.spec import CONTROLS, ON, Choices, Scalar, Study
 
+FRESH = 1000
+"""Distance of the confirmations' seeds from the study's."""
+CONFIRM = "confirm"
+"""Stage of the confirmations."""
+MIN_SAMPLES = 4
+"""DBSCAN's core size for profiles that a study does not name."""
 SEARCH = "search"
 """Name of the one arm of a search that declares none."""
 SPLIT_SETS = {"viper": 10, "prid2011": 10}
@@ -39,6 +42,17 @@ class Arm:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Fixed:
+    """A training whose setting is known before the search: a control, or a confirmation."""
+
+    name: str
+    """``target_bn-s1``: the setting and its seed."""
+    role: str
+    """``baseline``, ``source_only``, ``target_bn``, or whose confirmation it is."""
+    config: TrialConfig
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """What a study will run: the baseline's config, the arms, and the space around them."""
 
@@ -48,22 +62,70 @@ class Plan:
     arms: tuple[Arm, ...]
     trials: int
     """Trials of each arm: points of a search, seeds of a comparison."""
+    confirm_seeds: int
+    """Fresh seeds of each setting that is confirmed; 0 for a search that is not judged."""
+    quick: bool = False
+    """Whether the baseline and its controls run with one seed and nothing is confirmed."""
+    labelled: bool = True
+    """Whether the target's test split has labels; without them nothing is judged."""
 
     @property
-    def controls(self) -> tuple[str, ...]:
-        """The controls that run on their own; in a comparison they are arms, with as many seeds."""
-        return () if self.study.is_comparison else tuple(CONTROLS)
+    def controls(self) -> tuple[Fixed, ...]:
+        """The repeats of the baseline and the controls of a search; in a comparison controls are arms.
+
+        The baseline's first seed is trial 0 of the search. Where trials are scored in units of its seed noise all of it
+        must be known before the first one is: there R0 seeds come on top.
+        """
+        if self.study.is_comparison:
+            return ()
+        seeds = self.control_seeds
+        repeats = [seed + 1 for seed in seeds] if self.labels == "none" else seeds[1:]
+        return tuple(
+            Fixed(
+                name=f"{role}-s{seed}",
+                role=role,
+                config=self.baseline.with_overrides({**CONTROLS.get(role, {}), "run.seed": seed}),
+            )
+            for role in ("baseline", *CONTROLS)
+            for seed in (repeats if role == "baseline" else seeds)
+        )
+
+    @property
+    def control_seeds(self) -> list[int]:
+        """Seeds of the baseline and of each control, the study's own first."""
+        number = self.study.protocol.baseline_seeds
+        number = 1 if self.quick and self.labels != "none" else number
+        return [self.baseline.run.seed + index for index in range(number)]
+
+    @property
+    def fresh_seeds(self) -> list[int]:
+        """Seeds of the confirmations: none of them was used by the search, the baseline or a control."""
+        return [self.baseline.run.seed + FRESH + index for index in range(self.confirm_seeds)]
 
     @property
     def metric(self) -> str:
         """What the ledger keeps as a trial's value: the objective, or in a comparison without held-out identities
         the official target mAP, which then selects nothing."""
-        return "target/mAP" if self.baseline.data.num_val_ids == 0 else self.study.objective.metric
+        if self.study.is_comparison and self.baseline.data.num_val_ids == 0:
+            return "target/mAP"
+        return self.study.objective.metric
 
     @property
     def labels(self) -> str:
-        """Which labels chose among trials: ``none`` where nothing is chosen."""
-        return "none" if self.study.is_comparison else "target_val"
+        """Which labels of the target chose among trials: ``none``, also where nothing is chosen, ``target_val``,
+        ``oracle``."""
+        return "none" if self.study.is_comparison else self.study.objective.labels
+
+    @property
+    def criteria(self) -> dict[str, Any]:
+        """Settings of the label-free criteria for this profile."""
+        own = self.study.criteria
+        return {"k": own.k, "eps": own.eps, "min_samples": own.min_samples.get(self.profile, MIN_SAMPLES)}
+
+    @property
+    def judges(self) -> bool:
+        """Whether confirmations on fresh seeds follow the search."""
+        return self.confirm_seeds > 0 and not self.study.is_comparison
 
     @property
     def num_trials(self) -> int:
@@ -72,8 +134,16 @@ class Plan:
 
     @property
     def num_trainings(self) -> int:
-        """Trials and controls."""
-        return self.num_trials + len(self.controls)
+        """Trials, controls and confirmations, as far as the latter can be told: a standing champion comes on top."""
+        return self.num_trials + len(self.controls) + self.num_confirmations
+
+    @property
+    def num_confirmations(self) -> int:
+        """Each shortlisted setting, its matched control and the baseline, over the fresh seeds."""
+        if not self.judges:
+            return 0
+        shortlisted = max(self.study.protocol.shortlist, len(self.arms) if self.study.arms else 0)
+        return (2 * shortlisted + 1) * self.confirm_seeds
 
     @property
     def baseline_run(self) -> str:
@@ -102,18 +172,14 @@ class Plan:
         seed = self.baseline.run.seed
         if (splits := SPLIT_SETS.get(arm.config.data.target)) is not None:
             return [{"run.seed": seed, "data.split": split} for split in range(splits)]
-        return [{"run.seed": seed + index} for index in range(self.trials)]
-
-    def control(self, name: str) -> TrialConfig:
-        """Return the config of a control: the baseline without alignment."""
-        return self.baseline.with_overrides(CONTROLS[name])
+        offset = self.study.arms[arm.row].seed_offset if arm.row in self.study.arms else 0
+        return [{"run.seed": seed + offset + index} for index in range(self.trials)]
 
     def active(self, labels: Mapping[str, Scalar]) -> list[str]:
         """Return the dimensions that are searched where others have the given labels."""
-        space = self.study.space
         return [
             name
-            for name, dimension in space.items()
+            for name, dimension in self.study.dimensions.items()
             if all(labels.get(other) == label for other, label in dimension.when.items())
         ]
 
@@ -131,15 +197,21 @@ class Plan:
         """Return an arm's baseline (without one: the study's) as a point of the space."""
         flat = (arm.config if arm else self.baseline).flatten()
         point: dict[str, Scalar] = {}
-        for name, dimension in self.study.space.items():
+        for name, dimension in self.study.dimensions.items():
+            if name.endswith(ON):
+                point[name] = flat[name.removesuffix(ON)] != 0
+                continue
             label = dimension.label(flat[name]) if isinstance(dimension, Choices) else flat[name]
             point[name] = label if label is not None else flat[name]
         return {name: point[name] for name in self.active(point)}
 
     def decode(self, params: Mapping[str, Scalar], arm: Arm | None = None) -> TrialConfig:
         """Return the config of a point of an arm."""
-        values = {}
+        values: dict[str, Any] = {}
         for name, label in params.items():
+            if name.endswith(ON):
+                values |= {} if label else {name.removesuffix(ON): 0.0}
+                continue
             dimension = self.study.space.get(name)
             values[name] = dimension.value(label) if isinstance(dimension, Choices) else label
         return (arm.config if arm else self.baseline).with_overrides(values)
@@ -168,10 +240,14 @@ class Plan:
         """Return what makes two commands the same study: content, not resources, not the number of trials."""
         return {
             "study": self.study.name,
-            "objective": self.study.objective.metric,
+            "objective": self.study.objective.model_dump(exclude_none=True),
+            "criteria": self.study.criteria.model_dump(),
+            "protocol": self.study.protocol.model_dump(exclude={"confirm_seeds"}),
+            "pruning": self.study.pruning.model_dump() if self.study.pruning else None,
             "start_up": self.study.start_up,
             "space": {name: dimension.model_dump() for name, dimension in self.study.space.items()},
             "arms": {arm.name: arm.config.flatten() for arm in self.arms},
+            "seed_offsets": {name: arm.seed_offset for name, arm in self.study.arms.items() if arm.seed_offset},
             "profile": self.profile,
             "baseline": self.baseline.flatten(),
             "fingerprints": dict(fingerprints),
@@ -183,141 +259,7 @@ def digest(identity: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical_json(identity).encode()).hexdigest()[:12]
 
 
-def resolve(
-    study: Study,
-    *,
-    profile_name: str,
-    overrides: Mapping[str, Any],
-    source: str | None = None,
-    target: str | None = None,
-    seed: int = 0,
-    trials: int | None = None,
-) -> Plan:
-    """Return the plan of a study.
-
-    Args:
-        study: The study.
-        profile_name: A profile of ``mmfa.config``.
-        overrides: Dotted fields that replace the profile's and the study's [fixed]; what an arm sets stays its own.
-        source: Catalogue name that replaces the profile's and the study's pairs.
-        target: Likewise.
-        seed: Seed of every trial of a search, first seed of a comparison.
-        trials: Number of trials of each arm that replaces the study's.
-
-    Raises:
-        ConfigError: a name or value that does not hold, an override of what is searched, or a baseline
-            outside the space.
-    """
-    searched = sorted(set(overrides) & set(study.space))
-    if searched:
-        raise ConfigError(f"--set {searched[0]} would fix what {study.origin} searches; take it out of [space] first.")
-    names = {"data.source": source, "data.target": target, "run.seed": seed}
-    for name, option in (("data.source", "--source"), ("data.target", "--target"), ("run.seed", "--seed")):
-        if name in overrides or name in study.fixed:
-            raise ConfigError(f"{name} is not set here; use {option}.")
-    if trials is not None and trials < 1:
-        raise ConfigError(f"--trials must be 1 or more, but got {trials}.")
-    pairs = study.pairs.get(profile_name, []) if source is None and target is None else []
-    if len(pairs) > 1 and study.space:
-        raise ConfigError(
-            f"{study.origin}: [pairs] a search has one pair, but got {len(pairs)}; keep one, or use --target."
-        )
-    base = profile(profile_name)
-    if pairs:
-        base = base.with_overrides({"data.source": pairs[0][0], "data.target": pairs[0][1]})
-    try:
-        base = base.with_overrides(study.fixed)
-    except ConfigError as error:
-        raise ConfigError(f"{study.origin}: [fixed] {error}") from None
-    try:
-        base = base.with_overrides(overrides)
-    except ConfigError as error:
-        raise ConfigError(f"--set: {error}") from None
-    try:
-        base = base.with_overrides({name: value for name, value in names.items() if value is not None})
-    except ConfigError as error:
-        raise ConfigError(f"--seed: {error}") from None
-    base = _with_absolute_weights(base)
-    arms = _arms(study, base, [(pair[0], pair[1]) for pair in pairs] or [(base.data.source, base.data.target)])
-    plan = Plan(study=study, profile=profile_name, baseline=base, arms=arms, trials=trials or study.trials)
-    _check_baseline(plan)
-    return plan
-
-
-def _with_absolute_weights(config: TrialConfig) -> TrialConfig:
-    """A worker has a working folder of its own, so a file of weights is named from the root."""
-    weights = config.model.weights
-    if weights in ("imagenet", "none"):
-        return config
-    return config.with_overrides({"model.weights": str(Path(weights).expanduser().absolute())})
-
-
-def _arms(study: Study, base: TrialConfig, pairs: list[tuple[str, str]]) -> tuple[Arm, ...]:
-    """Return pairs × (declared arms and, in a comparison, controls)."""
-    settings = {name: (arm.title or name, arm.set) for name, arm in study.arms.items()}
-    if study.is_comparison:
-        settings = settings or {"mmfa": ("MMFA", {})}
-        settings |= {name: (f"{name} (control)", overrides) for name, overrides in CONTROLS.items()}
-    settings = settings or {SEARCH: ("", {})}
-    arms = []
-    for source, target in pairs:
-        prefix = "" if len(pairs) == 1 else re.sub(r"[^\w.-]+", "_", f"{source}-to-{target}") + "."
-        for name, (title, overrides) in settings.items():
-            try:
-                config = base.with_overrides({"data.source": source, "data.target": target, **overrides})
-            except ConfigError as error:
-                raise ConfigError(f"{study.origin}: [arms.{name}] {error}") from None
-            arms.append(Arm(name=prefix + name, title=title, config=_with_absolute_weights(config), row=name))
-    return tuple(arms)
-
-
-def _check_baseline(plan: Plan) -> None:
-    """Every arm's baseline is its trial 0, so it must be a point of the space; and the objective must exist."""
-    for arm in plan.arms:
-        flat = arm.config.flatten()
-        for name, dimension in plan.study.space.items():
-            value = flat[name]
-            inside = (
-                dimension.low <= value <= dimension.high
-                if isinstance(dimension, Range)
-                else dimension.label(value) is not None
-            )
-            if not inside:
-                raise ConfigError(
-                    f"{plan.study.origin}: [space] {name!r} must contain the baseline, {value!r}; widen it."
-                )
-        _check_choices(plan, arm)
-    small = [name for name in plan.datasets() if name in SPLIT_SETS]
-    if small and plan.baseline.data.num_val_ids:
-        raise ConfigError(
-            f"{small[0]} is too small to hold identities out from, so it has no target_val and nothing can be searched "
-            "on it; search on other data, and judge settings there with a comparison that sets data.num_val_ids to 0."
-        )
-    if plan.study.is_comparison:
-        _check_points(plan)
-    elif plan.baseline.data.num_val_ids == 0:
-        raise ConfigError("data.num_val_ids=0 leaves no target_val, the objective of this study; set it to 1 or more.")
-
-
-def _check_points(plan: Plan) -> None:
-    for arm in plan.arms:
-        for point in plan.points(arm):
-            try:
-                plan.decode(point, arm)
-            except ConfigError as error:
-                raise ConfigError(f"--seed and --trials: {error}") from None
-
-
-def _check_choices(plan: Plan, arm: Arm) -> None:
-    """Every value must go with the rest of the baseline: a refusal in the middle of a study comes too late."""
-    for name, dimension in plan.study.space.items():
-        for label in dimension.labels() if isinstance(dimension, Choices) else []:
-            try:
-                plan.decode({name: label}, arm)
-            except ConfigError as error:
-                raise ConfigError(f"{plan.study.origin}: [space] {name!r}, {label!r}: {error}") from None
-
-
-def grown(plan: Plan, *, trials: int) -> Plan:
-    """Return the plan with another number of trials."""
-    return dataclasses.replace(plan, trials=trials)
+def grown(plan: Plan, *, trials: int, confirm_seeds: int | None = None) -> Plan:
+    """Return the plan with other numbers of trials and, where it judges, of fresh seeds."""
+    fresh = plan.confirm_seeds if confirm_seeds is None or not plan.judges else confirm_seeds
+    return dataclasses.replace(plan, trials=trials, confirm_seeds=fresh)

@@ -11,8 +11,11 @@ import pydantic
 
 from mmfa.config import PROFILES, TrialConfig, coerce, field_names, field_type
 from mmfa.errors import ConfigError, did_you_mean
+from studies.protocol import Criteria, Objective, Protocol, Pruning, Strict
 
 Scalar = bool | int | float | str
+ON = ".on"
+"""Behind a field's name: the choice between 0 and its range."""
 
 CONTROLS: dict[str, dict[str, Any]] = {
     "source_only": {"loss.lambda_aal": 0.0, "loss.lambda_mdal": 0.0, "data.use_target": False},
@@ -21,16 +24,14 @@ CONTROLS: dict[str, dict[str, Any]] = {
 """Runs without alignment that every study is compared with; ``target_bn`` lets BatchNorm see target images."""
 
 
-class _Strict(pydantic.BaseModel):
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class Range(_Strict):
+class Range(Strict):
     """Numbers between ``low`` and ``high``, both included; ``log`` spreads them evenly over orders of magnitude."""
 
     low: int | float
     high: int | float
     log: bool = False
+    zero: bool = False
+    """Whether 0, which a logarithmic range cannot reach, is a choice of its own: searched on or off, then how much."""
     when: dict[str, Scalar] = {}
     """Labels that other dimensions must have for this one to be searched; elsewhere it keeps the baseline's value."""
 
@@ -40,10 +41,12 @@ class Range(_Strict):
             raise ValueError(f"`low < high` must hold, but got low={self.low}, high={self.high}")
         if self.log and self.low <= 0:
             raise ValueError(f"`log` needs low > 0, but got low={self.low}")
+        if self.zero and self.low <= 0:
+            raise ValueError(f"`zero` is for ranges that do not hold 0, but got low={self.low}")
         return self
 
 
-class Choices(_Strict):
+class Choices(Strict):
     """A closed set: scalars, or labels that stand for values (``{paper = [1, 5, 10]}``)."""
 
     choices: dict[str, Any] | list[Scalar]
@@ -80,13 +83,7 @@ Dimension = Annotated[
 ]
 
 
-class Objective(_Strict):
-    """What a trial is scored by."""
-
-    metric: Literal["target_val/mAP"] = "target_val/mAP"
-
-
-class Measured(_Strict):
+class Measured(Strict):
     """What one trial of this study cost when it was last measured, for estimates."""
 
     trial_seconds: float = pydantic.Field(gt=0)
@@ -96,18 +93,20 @@ class Measured(_Strict):
     date: str
 
 
-class ArmSpec(_Strict):
+class ArmSpec(Strict):
     """One setting among those that a study compares."""
 
     title: str = ""
     set: dict[str, Any] = {}
+    seed_offset: int = pydantic.Field(default=0, ge=0)
+    """Added to the seeds of a comparison: two arms of one setting are two samples only with seeds of their own."""
 
 
 Pair = Annotated[list[str], pydantic.Field(min_length=2, max_length=2)]
 Percents = dict[Literal["mAP", "rank1", "rank5", "rank10"], float]
 
 
-class Study(_Strict):
+class Study(Strict):
     """One study file.
 
     With a ``space`` it is a search; without one it is a comparison: every arm is trained ``trials`` times, with as many
@@ -123,6 +122,13 @@ class Study(_Strict):
     fixed: dict[str, Any] = {}
     arms: dict[str, ArmSpec] = {}
     space: dict[str, Dimension] = {}
+    scientific: list[str] = []
+    """The dimensions that the question is about; the others are nuisances, tuned for fairness. Empty: all of them."""
+    controls: bool = True
+    """Whether a comparison has the two controls as arms; a search always runs them."""
+    criteria: Criteria = Criteria()
+    protocol: Protocol = Protocol()
+    pruning: Pruning | None = None
     reported: dict[str, dict[str, Percents]] = {}
     """Published numbers in percent: by pair (``"market1501 to dukemtmc-reid"``), then by arm or by name of a method."""
     measured: Measured | None = None
@@ -134,6 +140,18 @@ class Study(_Strict):
     def is_comparison(self) -> bool:
         """Whether arms are compared over seeds and nothing is searched."""
         return not self.space
+
+    @property
+    def dimensions(self) -> dict[str, Dimension]:
+        """The space as it is searched: a range with ``zero`` is a choice between on and off, and then a range."""
+        result: dict[str, Dimension] = {}
+        for name, dimension in self.space.items():
+            if isinstance(dimension, Range) and dimension.zero:
+                result[f"{name}{ON}"] = Choices(choices=[True, False], when=dimension.when)
+                when = {**dimension.when, f"{name}{ON}": True}
+                dimension = dimension.model_copy(update={"when": when})
+            result[name] = dimension
+        return result
 
 
 def parse(text: str, *, name: str, origin: str) -> Study:
@@ -214,12 +232,10 @@ def _siblings(where: list[str]) -> list[str]:
     """Return the keys that are known where an unknown one was met."""
     if len(where) == 1:
         return [key for key in Study.model_fields if key not in ("name", "origin")]
-    if where[0] == "objective":
-        return list(Objective.model_fields)
-    if where[0] == "measured":
-        return list(Measured.model_fields)
-    if where[0] == "arms":
-        return list(ArmSpec.model_fields)
+    tables: dict[str, type[Strict]] = {"objective": Objective, "measured": Measured, "arms": ArmSpec}
+    tables |= {"criteria": Criteria, "protocol": Protocol, "pruning": Pruning}
+    if (table := tables.get(where[0])) is not None:
+        return list(table.model_fields)
     if where[0] == "reported":
         return ["mAP", "rank1", "rank5", "rank10"]
     return [*Range.model_fields, *Choices.model_fields]
@@ -245,7 +261,7 @@ def _check_fields(study: Study) -> None:
             if isinstance(dimension, Range)
             else [dimension.value(label) for label in dimension.labels()]
         )
-        for value in ends:
+        for value in [*ends, 0.0] if isinstance(dimension, Range) and dimension.zero else ends:
             _check_value(study, name, value)
         _check_when(study, name, dimension)
     _check_arms(study)
@@ -285,12 +301,41 @@ def _check_when(study: Study, name: str, dimension: Range | Choices) -> None:
 
 
 def _check_arms(study: Study) -> None:
-    for name in study.arms:
-        if not re.fullmatch(r"[a-z0-9_]{1,32}", name) or name in ("search", "controls", *CONTROLS):
+    for name, arm in study.arms.items():
+        if not re.fullmatch(r"[a-z0-9_]{1,32}", name) or name in ("search", "controls", "confirm", *CONTROLS):
             raise ConfigError(
-                f"{study.origin}: [arms] a name has a-z, 0-9 and _ only, and is not 'search', 'controls' or a control, "
-                f"but got {name!r}."
+                f"{study.origin}: [arms] a name has a-z, 0-9 and _ only, and is not 'search', 'controls', 'confirm' or "
+                f"a control, but got {name!r}."
             )
+        if arm.seed_offset and study.space:
+            raise ConfigError(f"{study.origin}: [arms.{name}] `seed_offset` is for comparisons; a search has one seed.")
     for name in study.pairs:
         if name not in PROFILES:
             raise ConfigError(f"{study.origin}: [pairs] {name!r} is not a profile{did_you_mean(name, PROFILES)}")
+    _check_protocol(study)
+
+
+def _check_protocol(study: Study) -> None:
+    """What is judged, searched for and pruned must exist."""
+    controls = list(CONTROLS) if study.is_comparison and study.controls else []
+    known = [*study.arms, *controls]
+    for pair in study.protocol.judge:
+        for name in pair:
+            if name not in known:
+                near = did_you_mean(name, known)
+                raise ConfigError(f"{study.origin}: [protocol] `judge` {name!r} is not an arm{near}")
+        if pair[0] == pair[1]:
+            raise ConfigError(f"{study.origin}: [protocol] `judge` needs two arms, but got {pair[0]!r} twice.")
+    for name in study.scientific:
+        if name not in study.space:
+            near = did_you_mean(name, study.space)
+            raise ConfigError(f"{study.origin}: `scientific` {name!r} is not in [space]{near}")
+    if study.pruning is not None and study.is_comparison:
+        raise ConfigError(f"{study.origin}: [pruning] ends trials of a search early; a comparison trains all of them.")
+    if not study.controls and not study.is_comparison:
+        raise ConfigError(f"{study.origin}: a search always runs its controls; take `controls` out.")
+    if study.objective.metric == "label_free/score" and study.protocol.baseline_seeds < 3:
+        raise ConfigError(
+            f"{study.origin}: [protocol] label_free/score is measured in the baseline's seed noise and needs "
+            f"baseline_seeds >= 3, but got {study.protocol.baseline_seeds}."
+        )

@@ -15,7 +15,8 @@ ALLOWED = {
     "mmfa": METHOD | {"mmfa"},
     "studies": {"pydantic", "studies", "mmfa"},
     "tune": {
-        "mmfa", "studies", "tune", "ray", "optuna", "mlflow", "numpy", "scipy", "sqlalchemy", "rich", "psutil", "torch",
+        "mmfa", "studies", "tune", "ray", "optuna", "mlflow", "numpy", "scipy", "sklearn", "sqlalchemy", "rich",
+        "psutil", "torch",
     },
 }  # fmt: skip
 EXTRA = {

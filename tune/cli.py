@@ -20,7 +20,8 @@ from mmfa.commands.shared import Parser, setting
 from mmfa.config import PROFILES
 from mmfa.errors import ConfigError, MmfaError
 from studies import library
-from studies.plan import Plan, resolve
+from studies.plan import Plan
+from studies.resolve import resolve
 from tune import dry_run, environment
 
 if TYPE_CHECKING:
@@ -84,6 +85,15 @@ def _add_what(group: argparse._ArgumentGroup) -> None:
         metavar="N",
         help="trials of a search, the baseline included, or seeds of each arm (default: the study's; may only grow)",
     )
+    group.add_argument(
+        "--confirm-seeds",
+        type=int,
+        metavar="R",
+        help="fresh seeds of each setting that is confirmed (default: the study's; may only grow)",
+    )
+    group.add_argument(
+        "--quick", action="store_true", help="one seed of each control and no confirmation: nothing is confirmed then"
+    )
     group.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the study (default: 0)")
     group.add_argument(
         "--weights",
@@ -132,9 +142,10 @@ def _add_how(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--trials-per-gpu", type=int, default=1, metavar="N", help="trials on a GPU (default: 1)")
     group.add_argument(
         "--promote",
-        choices=("never", "candidate"),
-        default="candidate",
-        help="register the best trial's model with the alias candidate (default), or not",
+        choices=("never", "candidate", "champion"),
+        default="champion",
+        help="register the best trial's model as candidate and, where a verdict grants it, a setting that beats the "
+        "baseline and the standing champion as champion (default); or only the first, or nothing",
     )
     group.add_argument(
         "--lease-seconds",
@@ -193,6 +204,7 @@ def _main(options: argparse.Namespace, arguments: list[str]) -> int:
         plan=plan,
         places=where,
         trials_asked=options.trials is not None,
+        confirm_seeds_asked=options.confirm_seeds is not None,
         cpus_per_trial=options.cpus_per_trial,
         trials_per_gpu=options.trials_per_gpu,
         address=options.address,
@@ -239,13 +251,26 @@ def _plan(options: argparse.Namespace) -> Plan:
         target=options.target,
         seed=options.seed,
         trials=options.trials,
+        confirm_seeds=options.confirm_seeds,
+        quick=options.quick,
     )
-    _check_datasets(plan, options.data_root)
-    return plan
+    if _check_datasets(plan, options.data_root):
+        return plan
+    return resolve(
+        library.load(options.study),
+        profile_name=chosen,
+        overrides=_overrides(options),
+        source=options.source,
+        target=options.target,
+        seed=options.seed,
+        trials=options.trials,
+        quick=options.quick,
+        labelled=False,
+    )
 
 
-def _check_datasets(plan: Plan, data_root: Path | None) -> None:
-    """Refuse unknown datasets, and targets without labels, before anything is touched."""
+def _check_datasets(plan: Plan, data_root: Path | None) -> bool:
+    """Refuse unknown datasets and unlabelled sources before anything is touched; return whether targets have labels."""
     from mmfa.data import catalog
 
     sources = {config.data.source for config in plan.configs()}
@@ -265,10 +290,8 @@ def _check_datasets(plan: Plan, data_root: Path | None) -> None:
         if not labelled and name in sources:
             raise ConfigError(f"--source {name} has no identities to learn; give a labelled source.")
         if not labelled:
-            raise ConfigError(
-                f"{option} {name} is unlabelled: a study is judged by its labels, and judging without "
-                "(label_free/score) is not in this version; python -m mmfa train trains on it."
-            )
+            return False
+    return True
 
 
 def _overrides(options: argparse.Namespace) -> dict[str, Any]:

@@ -85,7 +85,7 @@ def _cell(found: Spread | None, metric: str) -> str:
 def sentences(plan: Plan, outcome: Outcome) -> list[str]:
     """Return in plain words what the table is worth, and which steps of the published order hold."""
     lines = [
-        "Nothing was selected (selection.labels = none): every arm was trained on the same seeds. target/* is the "
+        f"Nothing was selected (selection.labels = none): every arm was trained on {_seeds(plan)}. target/* is the "
         "official split, read once per training, after its last epoch. ± is the standard deviation over those runs."
     ]
     over_splits = [arm for arm in plan.arms if arm.config.data.target in SPLIT_SETS]
@@ -97,6 +97,10 @@ def sentences(plan: Plan, outcome: Outcome) -> list[str]:
     for pair in dict.fromkeys(arm.pair for arm in plan.arms):
         lines += _order(plan, outcome, [arm for arm in plan.arms if arm.pair == pair])
     return lines
+
+
+def _seeds(plan: Plan) -> str:
+    return "seeds of its own" if any(arm.seed_offset for arm in plan.study.arms.values()) else "the same seeds"
 
 
 def _error(outcome: Outcome, arm: Arm) -> str:

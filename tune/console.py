@@ -18,10 +18,11 @@ from rich.text import Text
 
 from mmfa.config import TrialConfig
 from studies.plan import SEARCH, Plan
+from tune import doctor
 from tune.ledger import Lineage
 from tune.wording import duration, percent, short, symbol
 
-STYLES = {"running": "cyan", "complete": "green", "diverged": "red", "lost": "yellow"}
+STYLES = {"running": "cyan", "complete": "green", "diverged": "red", "lost": "yellow", "pruned": "magenta"}
 LOSSES = (("total", "L"), ("identity", "id"), ("attribute", "attr"), ("aal", "aal"), ("mdal", "mdal"))
 WIDE = 112
 """Columns of a terminal that has room for every loss; narrower ones get the total."""
@@ -38,6 +39,8 @@ class _Trial:
     epoch: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
+    aligns: bool = False
+    warned: bool = False
 
 
 class Console:
@@ -108,7 +111,8 @@ class Console:
         """Add a line."""
         shown = [short(value) for value in self._plan.labels_of(config)]
         with self._lock:
-            self._trials[lineage.name] = _Trial(lineage.name, shown, config.optim.num_epochs)
+            aligns = doctor.aligns(config.flatten())
+            self._trials[lineage.name] = _Trial(lineage.name, shown, config.optim.num_epochs, aligns=aligns)
         if self._live is None:
             pairs = " ".join(f"{symbol(n)}={v}" for n, v in zip(self._plan.shown, shown, strict=True))
             self.say(f"{lineage.name} starts: {pairs}")
@@ -119,8 +123,11 @@ class Console:
             trial = self._trials[name]
             trial.epoch, trial.metrics = report["epoch"], report["metrics"]
             trial.seconds = report["metrics"].get("train/seconds", trial.seconds)
-            if trial.epoch == 1 and trial.metrics.get("mmd/plateau"):
-                self._problem = f"{name}: L_MDAL sits on its plateau, the kernel is dead: λ3 does nothing there"
+            dead = trial.aligns and trial.epoch == 1 and trial.metrics.get("mmd/plateau")
+            told = doctor.warning(name, trial.metrics["mmd/kernel_liveness"]) if dead and not trial.warned else ""
+            trial.warned = trial.warned or bool(told)
+        if told:
+            self.say(told)
 
     def trial_finished(self, name: str, state: str, record: dict[str, Any]) -> None:
         """Close a line."""
@@ -133,7 +140,8 @@ class Console:
         if self._live is None:
             value = {**trial.metrics, **record.get("metrics", {})}.get(self._plan.metric)
             reason = f": {record['reason']}" if record.get("reason") else ""
-            self.say(f"{name} {state}{reason}, {self._plan.metric} {percent(value)} %, {self._eta()}")
+            scored = "" if value is None else f", {self._plan.metric} {percent(value)} %"
+            self.say(f"{name} {state}{reason}{scored}, {self._eta()}")
 
     def _eta(self) -> str:
         """Estimate what is left from the epochs that were timed."""

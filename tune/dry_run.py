@@ -37,10 +37,14 @@ def text(plan: Plan, where: Places, *, cpus_per_trial: int) -> str:
 
 def _search(plan: Plan) -> list[str]:
     each = f" in each of {len(plan.arms)} arms" if len(plan.arms) > 1 else ""
+    number = len(plan.control_seeds)
+    seeds = f"{number} seed{'s' * (number > 1)}"
+    chosen = {"target_val": "held-out target identities", "none": "no target labels", "oracle": "THE TEST LABELS"}
     lines = [
-        f"  {plan.trials} trials{each} (the baseline first) and {len(CONTROLS)} controls ({', '.join(CONTROLS)}),",
-        f"  chosen by {plan.study.objective.metric} (held-out target identities), Optuna TPE after "
-        f"{plan.study.start_up} quasi-random points",
+        f"  the baseline and {len(CONTROLS)} controls ({', '.join(CONTROLS)}) with {seeds} each,",
+        f"  {plan.trials} trials{each} (the baseline first), chosen by {plan.metric} ({chosen[plan.labels]}),",
+        f"  Optuna TPE after {plan.study.start_up} quasi-random points,",
+        *_protocol(plan),
     ]
     if len(plan.arms) > 1:
         lines += ["", "arms:", *(_arm(plan, arm) for arm in plan.arms)]
@@ -51,14 +55,34 @@ def _search(plan: Plan) -> list[str]:
             spread = " | ".join(map(str, dimension.labels()))
         else:
             spread = f"{dimension.low} … {dimension.high}{', logarithmic' if dimension.log else ''}"
+            spread += ", or 0" if dimension.zero else ""
         where = " and ".join(f"{other} = {label}" for other, label in dimension.when.items())
         lines.append(f"  {name} in {spread} ({baseline.get(name, '–')}){f', where {where}' if where else ''}")
+    return lines
+
+
+def _protocol(plan: Plan) -> list[str]:
+    """Return how the study comes to its verdict."""
+    if not plan.judges:
+        why = "--quick" if plan.quick else "the target has no labels"
+        return [f"  nothing is confirmed ({why})"]
+    protocol = plan.study.protocol
+    each = "the best of each arm" if plan.study.arms else f"the best {protocol.shortlist}"
+    lines = [
+        f"  then {each}, its control without alignment and the baseline on {plan.confirm_seeds} fresh seeds "
+        f"({plan.fresh_seeds[0]} to {plan.fresh_seeds[-1]}): {plan.num_confirmations} trainings;",
+        f"  judged on target/mAP: Welch's test, Holm over the candidates, smallest difference that matters "
+        f"{protocol.delta_min:g} points",
+    ]
+    if plan.study.pruning is not None:
+        lines.append(f"  trials may end early after {plan.study.pruning.grace_period} epochs (ASHA)")
     return lines
 
 
 def _comparison(plan: Plan) -> list[str]:
     return [
         f"  a comparison of {len(plan.arms)} arms, {plan.num_trials} trainings; nothing is selected",
+        *(f"  verdict: {candidate} against {other}" for candidate, other in plan.study.protocol.judge),
         "",
         "arms:",
         *(_arm(plan, arm) for arm in plan.arms),
@@ -68,7 +92,9 @@ def _comparison(plan: Plan) -> list[str]:
 def _arm(plan: Plan, arm: Arm) -> str:
     ours, base = arm.config.flatten(), plan.baseline.flatten()
     set_here = [f"{name} = {value}" for name, value in ours.items() if value != base[name]]
-    return f"  {arm.name} × {plan.num_trials_of(arm)}: {', '.join(set_here) or 'the baseline'}"
+    points = plan.points(arm)
+    seeds = f", seeds {points[0]['run.seed']} to {points[-1]['run.seed']}" if plan.study.is_comparison else ""
+    return f"  {arm.name} × {plan.num_trials_of(arm)}{seeds}: {', '.join(set_here) or 'the baseline'}"
 
 
 def _cost(plan: Plan, cpus_per_trial: int) -> str:

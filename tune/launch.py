@@ -1,10 +1,8 @@
-"""The one place that builds a ``Tuner``: preflight → lease → ledger → controls and search → promote → result."""
+"""The one place that builds a ``Tuner``: preflight → lease → ledger → controls and search → confirmations → result."""
 
 from __future__ import annotations
 
-import json
 import logging
-import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,25 +16,24 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from mmfa.config import canonical_json
 from mmfa.data import catalog
-from mmfa.errors import MmfaError
-from studies.plan import Plan, digest
-from tune import cluster, preflight, provenance, search, summary
-from tune import outcome as outcomes
+from studies.plan import CONFIRM, Plan, digest
+from tune import closing, cluster, confirm, preflight, promotion, provenance, search
 from tune.console import Console
 from tune.interrupt import Stop
 from tune.lease import LeaseLostError
-from tune.ledger import Ledger
+from tune.ledger import Ledger, StageLedger
 from tune.places import first_line
 from tune.recorder import Recorder
 from tune.session import Request, Session, open_session
-from tune.trainable import EXPORT, read_result
+from tune.trainable import read_result
 
 logger = logging.getLogger(__name__)
 
 MAX_FAILURES = 3
-PROBE_IMAGES = 8
-FLUSH_SECONDS = 60.0
-"""How long the end of a study waits for MLflow."""
+NO_NOISE = (
+    "fewer than two seeds of the baseline have a result, so its seed noise is not known, and label_free/score is "
+    "measured in it; find out why they diverged, or choose by target_val/mAP."
+)
 
 
 def run(request: Request, console: Console) -> int:
@@ -111,7 +108,7 @@ def _ray(session: Session, console: Console) -> Iterator[cluster.Cluster | None]
     finally:
         ray.close()
         for folder in session.folder.glob("ray-*"):
-            if int(folder.name.removeprefix("ray-")) <= session.fence.counter:  # a younger one is another driver's
+            if int(folder.name.split("-")[1]) <= session.fence.counter:  # a younger one is another driver's
                 shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -150,53 +147,48 @@ def _recorder(session: Session, client: MlflowClient, experiment: str, console: 
 def _drive(
     session: Session, ray: cluster.Cluster | None, recorder: Recorder, client: MlflowClient, console: Console
 ) -> int:
-    """Train what is left, then record, promote and print."""
+    """Train what is left, phase by phase, then judge, record, promote and print."""
     failures: dict[str, str] = {}
     stop = Stop(console.say)
     if ray is not None:
-        over: dict[str, str] = {lineage.name: lineage.state for lineage in session.lineages() if lineage.terminal}
-        console.say(f"{session.study_id}: {len(over)} trainings are over, {session.left()} to go.")
-        failures = _train(session, ray, recorder, console, over, stop)
+        over = sum(lineage.terminal for lineage in session.lineages())
+        console.say(f"{session.study_id}: {over} trainings are over, {session.left()} to go.")
     elif not session.diverged_baseline():
         console.say(f"{session.study_id} is finished: here is its result again.")
-    session.lease.check()
+    for phase in session.phases:
+        if phase[0].stage == CONFIRM:
+            _settle(session, phase[0], client, console)
+        if ray is not None and session.left_in(phase):
+            failures |= _train(session, ray, recorder, console, phase, stop)
+        session.lease.check()
+        if stop.reason or session.diverged_baseline() or session.left_in(phase):
+            break
+        if session.plan.labels == "none" and session.plan.controls and not session.noise_is_known():
+            stop.reason = NO_NOISE
+            break
     diverged = session.diverged_baseline()
     if diverged:
         stop.reason = f"the baseline diverged ({diverged}): nothing can be compared with it, so the study ends here."
     if stop.reason or session.left():
         written = recorder.close(interrupted=not diverged)
         return _incomplete(session, console, stop, failures, "" if written else recorder.problem)
-    return _finish(session, recorder, client, console)
+    return closing.finish(session, recorder, client, console)
 
 
-def _finish(session: Session, recorder: Recorder, client: MlflowClient, console: Console) -> int:
-    """Print the result, promote, and close the study's run."""
-    written = recorder.flush(seconds=FLUSH_SECONDS)
-    found = session.outcome()
-    console.rich.print(summary.table(session.plan, found))
-    for line in summary.sentences(session.plan, found):
-        console.say(line)
-    problem = recorder.problem or "MLflow is too slow"
-    for refused in recorder.refused:
-        console.say(f"Not recorded, and not tried again: {refused}.")
-    for note in session.notes():
-        console.say(note)
-    if written:
-        try:
-            promoted = _promote(session, recorder, client, found)
-            _close(session, recorder, found, promoted)
-            recorder.close()
-        except (MlflowException, OSError, MmfaError) as error:
-            session.lease.check()
-            written, problem = False, first_line(error)
-    if not written:
-        recorder.close(seconds=1)
-        console.say(f"Not everything is recorded or promoted yet: {problem}. The results are safe; to try again, type:")
-        console.command(session.request.command)
-        return 1
-    console.say(promoted)
-    _where(session, console)
-    return 0
+def _settle(session: Session, stage: StageLedger, client: MlflowClient, console: Console) -> None:
+    """Settle what is confirmed, and have it run."""
+    name = promotion.model_name(session.plan.baseline.data.source, session.plan.baseline.data.target)
+    known = confirm.read(session.registry)
+    standing = None
+    if known is None and session.request.promote == "champion":
+        standing, note = promotion.standing_champion(client, name, tags=closing.judged_by(session))
+        if note:
+            console.say(note)
+    settled = confirm.settle(session.registry, session.plan, session.outcome(), standing)
+    if known is None and settled.candidates:
+        said = ", ".join(settled.candidates)
+        console.say(f"To be confirmed on {session.plan.confirm_seeds} fresh seeds: {said}.")
+    stage.enqueue_fixed(confirm.runs(session.plan, settled))
 
 
 def _incomplete(session: Session, console: Console, stop: Stop, failures: dict[str, str], problem: str) -> int:
@@ -218,21 +210,29 @@ def _incomplete(session: Session, console: Console, stop: Stop, failures: dict[s
 
 
 def _train(
-    session: Session, ray: cluster.Cluster, recorder: Recorder, console: Console, over: dict[str, str], stop: Stop
+    session: Session,
+    ray: cluster.Cluster,
+    recorder: Recorder,
+    console: Console,
+    phase: tuple[StageLedger, ...],
+    stop: Stop,
 ) -> dict[str, str]:
-    """Run everything that is left through Ray Tune; return why lineages were lost, by name."""
+    """Run what is left of a phase through Ray Tune; return why lineages were lost, by name."""
+    over: dict[str, str] = {lineage.name: lineage.state for lineage in session.lineages() if lineage.terminal}
     searcher = search.StudySearcher(
         plan=session.plan,
-        stages=session.stages,
+        stages=phase,
         make_job=session.job,
         observers=(console, recorder),
         stop=stop,
+        baseline=session.baseline_metrics(),
     )
     session.lease.on_lost(lambda: stop.end("another driver has taken over the study; this one changed nothing more."))
-    workers = min(ray.workers, session.left())
+    workers = min(ray.workers, session.left_in(phase))
+    folder = session.folder / f"ray-{session.fence.counter}-{phase[0].stage}"
     try:
         with console.live(workers=workers, finished=over), stop.signals(), stop.watch(ray.alive):
-            _tuner(searcher, ray.resources, workers, session.folder / f"ray-{session.fence.counter}").fit()
+            _tuner(searcher, ray.resources, workers, folder).fit()
     except Exception:  # Tune wraps what a searcher raises
         session.lease.check()
         raise
@@ -248,6 +248,7 @@ def _tuner(searcher: search.StudySearcher, resources: dict[str, float], workers:
         ray.tune.with_resources(trainable.run, resources),
         tune_config=ray.tune.TuneConfig(
             search_alg=searcher,
+            scheduler=search.Pruner(searcher),
             num_samples=-1,
             max_concurrent_trials=workers,
             reuse_actors=True,
@@ -261,79 +262,3 @@ def _tuner(searcher: search.StudySearcher, resources: dict[str, float], workers:
             verbose=0,
         ),
     )
-
-
-def _promote(session: Session, recorder: Recorder, client: MlflowClient, found: outcomes.Outcome) -> str:
-    """Move ``candidate`` to the best trial's weights, where it is wanted and earned."""
-    if session.request.promote == "never":
-        return "Nothing was promoted (--promote never)."
-    if session.plan.study.is_comparison:
-        return "Nothing was promoted: a comparison selects nothing."
-    if found.best is None or found.best.value is None:
-        return "Nothing was promoted: no trial has a result."
-    from mmfa.data.store import open_store
-    from tune import promotion
-
-    data = session.plan.baseline.data
-    return promotion.promote(
-        client,
-        name=promotion.model_name(data.source, data.target),
-        run_id=recorder.run_of(found.best.name),
-        export=session.folder_of(found.best.name) / EXPORT,
-        probe=open_store(session.stores.paths[data.target]).images[:PROBE_IMAGES],
-        value=found.best.value,
-        tags={
-            "mmfa.study": session.study_id,
-            "mmfa.lineage": found.best.name,
-            "objective": found.metric,
-            "selection.labels": "target_val",
-            "data.fingerprint": canonical_json(session.stores.fingerprints),
-        },
-        check=session.lease.check,
-    )
-
-
-def _close(session: Session, recorder: Recorder, found: outcomes.Outcome, promoted: str) -> None:
-    """Close the study's run and write the outcome beside the databases."""
-    record = found.to_json() | {"study": session.study_id, "question": session.plan.study.question}
-    page = summary.page(
-        session.plan,
-        found,
-        study_id=session.study_id,
-        command=session.request.command,
-        commits=session.registry.study.user_attrs["commits"],
-        seconds=session.training_seconds(),
-    )
-    for suffix, content in ((".json", json.dumps(record, indent=1)), (".txt", page)):
-        path = session.request.places.out / f"{session.study_id}{suffix}"
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(content)
-        temporary.replace(path)
-    metrics: dict[str, float] = {}
-    if found.best is not None and found.best.value is not None:
-        metrics[f"best/{found.metric}"] = found.best.value
-    if found.baseline is not None and found.baseline.value is not None:
-        metrics[f"baseline/{found.metric}"] = found.baseline.value
-    study = session.plan.study.model_dump(mode="json")
-    recorder.finish_study(
-        metrics=metrics,
-        tags={"best": found.best.name if found.best else "none", "promotion": promoted},
-        artifacts={
-            "outcome.json": record,
-            "result.txt": page,
-            "study.json": study,
-            "baseline.json": session.plan.baseline.flatten(),
-        },
-    )
-
-
-def _where(session: Session, console: Console) -> None:
-    where = session.request.places
-    console.say(f"Result: {where.out / session.study_id}.txt and .json")
-    if where.tracking.startswith(("http://", "https://")):
-        console.say(f"MLflow: {where.tracking}")
-    else:
-        console.say("To compare the runs in MLflow, type this and open http://127.0.0.1:5000:")
-        console.command(
-            shlex.join([session.request.python, "-m", "mlflow", "ui", "--backend-store-uri", where.tracking])
-        )

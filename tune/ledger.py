@@ -10,7 +10,7 @@ import logging
 import math
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal, TypeVar
@@ -20,13 +20,13 @@ import sqlalchemy as sa
 from optuna.trial import FrozenTrial, TrialState
 
 from mmfa.errors import MmfaError
-from studies.plan import SEARCH
+from studies.plan import SEARCH, Fixed
 from tune.lease import Lease, create_table
 from tune.places import first_line, safe_url
 
 logger = logging.getLogger(__name__)
 
-State = Literal["waiting", "running", "lost", "complete", "diverged"]
+State = Literal["waiting", "running", "lost", "complete", "diverged", "pruned"]
 LOCK_SECONDS = 60
 """How long a write waits for another one on SQLite."""
 OPEN_TRIES = 4
@@ -48,16 +48,22 @@ class Lineage:
 
     @property
     def name(self) -> str:
-        """``search/0003`` or ``controls/target_bn``: the stage, ``controls`` or the name of an arm, and the lineage."""
-        return f"{self.stage}/{self.attempts[0].user_attrs.get('control', f'{self.index:04d}')}"
+        """``search/0003`` or ``controls/target_bn-s0``: the stage, then the lineage's number or what it was named."""
+        return f"{self.stage}/{self.attempts[0].user_attrs.get('name', f'{self.index:04d}')}"
 
     @property
     def role(self) -> str:
-        """``source_only``, ``target_bn``, ``baseline``, ``candidate``, or the arm where the study declares arms."""
-        if self.stage not in ("controls", SEARCH):
+        """``source_only``, ``target_bn``, ``baseline``, ``candidate``, what it confirms, or its arm."""
+        if (fixed := self.attempts[0].user_attrs.get("role")) is not None:
+            return str(fixed)
+        if self.stage != SEARCH:
             return self.stage
-        first = "baseline" if self.index == 0 else "candidate"
-        return str(self.attempts[0].user_attrs.get("control", first))
+        return "baseline" if self.index == 0 else "candidate"
+
+    @property
+    def fixed_config(self) -> str | None:
+        """The config, as JSON, of a training that was known beforehand; None for a point of an arm."""
+        return self.attempts[0].user_attrs.get("config")
 
     @property
     def state(self) -> State:
@@ -69,6 +75,7 @@ class Lineage:
             TrialState.WAITING: "waiting",
             TrialState.RUNNING: "running",
             TrialState.COMPLETE: "complete",
+            TrialState.PRUNED: "pruned",
         }
         return states.get(last.state, "lost")
 
@@ -85,7 +92,7 @@ class Lineage:
     @property
     def terminal(self) -> bool:
         """Whether nothing is left to do for it."""
-        return self.state in ("complete", "diverged") and self.last.state.is_finished()
+        return self.state in ("complete", "diverged", "pruned") and self.last.state.is_finished()
 
 
 class StageLedger:
@@ -125,6 +132,13 @@ class StageLedger:
         """Add a first attempt with given parameters."""
         self.study.enqueue_trial(dict(params), user_attrs=attrs)
 
+    def enqueue_fixed(self, runs: Sequence[Fixed]) -> None:
+        """Add the first attempts of trainings that are known beforehand, each once."""
+        known = {lineage.attempts[0].user_attrs.get("name") for lineage in self.lineages()}
+        for run in runs:
+            if run.name not in known:
+                self.enqueue({}, name=run.name, role=run.role, config=run.config.to_json())
+
     def ask(
         self, distributions: Mapping[str, optuna.distributions.BaseDistribution] = MappingProxyType({})
     ) -> optuna.Trial:
@@ -156,6 +170,11 @@ class StageLedger:
         trial.set_user_attr("reason", reason)
         trial.set_user_attr("outcome", "diverged")
         self.study.tell(trial, state=TrialState.FAIL)
+
+    def prune(self, trial: optuna.Trial, *, reason: str) -> None:
+        """Close a trial that was ended early; its intermediate values stay, and it has no objective."""
+        trial.set_user_attr("reason", reason)
+        self.study.tell(trial, state=TrialState.PRUNED)
 
     def lose(self, trial: optuna.Trial, *, reason: str) -> None:
         """Close a trial that infrastructure lost; :meth:`reap` enqueues it again at the next start."""
@@ -209,39 +228,40 @@ class Ledger:
         )
         return StageLedger(study, stage=stage)
 
-    def register(
-        self, stage: StageLedger, *, identity: Mapping[str, Any], family: str, trials: int, asked: bool
-    ) -> int:
-        """Write down what the study is, or read it; return the number of trials that holds.
+    def register(self, stage: StageLedger, *, identity: Mapping[str, Any]) -> None:
+        """Write down what the study is before its first trial; later calls change nothing.
 
         Args:
             stage: The search.
-            identity: What makes two commands the same study.
-            family: The same without the seed: seeds of one family tell the seed noise.
-            trials: Number of trials of this command.
+            identity: What makes two commands the same study, its protocol included.
+        """
+        attrs = stage.study.user_attrs
+        stage.study.set_user_attr("identity", dict(identity))
+        stage.study.set_user_attr("ledger", attrs.get("ledger") or uuid.uuid4().hex)
+        stage.study.set_user_attr("registered_at", attrs.get("registered_at") or time.time())
+
+    def register_number(self, stage: StageLedger, name: str, number: int, *, asked: bool) -> int:
+        """Write down how many trials or fresh seeds a study has, or read it; return the number that holds.
+
+        Args:
+            stage: The search.
+            name: ``trials`` or ``confirm_seeds``.
+            number: Of this command.
             asked: Whether the user gave that number.
 
         Raises:
-            MmfaError: a number of trials below the one that was registered.
+            MmfaError: a number below the one that was registered.
         """
         attrs = stage.study.user_attrs
-        before = attrs.get("trials")
-        if before is None or trials > before:
-            stage.study.set_user_attr("identity", dict(identity))
-            stage.study.set_user_attr("family", family)
-            stage.study.set_user_attr("ledger", attrs.get("ledger") or uuid.uuid4().hex)
+        before = attrs.get(name)
+        if before is None or number > before:
             if before is not None:
-                amendments = [*attrs.get("amendments", []), {"at": time.time(), "from": before, "to": trials}]
-                stage.study.set_user_attr("amendments", amendments)
-            stage.study.set_user_attr("trials", trials)
-            return trials
-        if asked and trials < before:
-            raise MmfaError(f"the number of trials may only grow: this study has {before}, but --trials is {trials}.")
+                change = {"at": time.time(), "what": name, "from": before, "to": number}
+                stage.study.set_user_attr("amendments", [*attrs.get("amendments", []), change])
+            stage.study.set_user_attr(name, number)
+            return number
+        if asked and number < before:
+            option = f"--{name.replace('_', '-')}"
+            what = name.replace("_", " ")
+            raise MmfaError(f"the number of {what} may only grow: this study has {before}, but {option} is {number}.")
         return int(before)
-
-    def family_values(self, family: str, *, baseline: Callable[[optuna.Study], float | None]) -> list[float]:
-        """Return the baseline's value in every study of a family: one per seed."""
-        studies = optuna.get_all_study_names(self.storage)
-        found = [optuna.load_study(study_name=name, storage=self.storage) for name in studies if "/" not in name]
-        values = [baseline(study) for study in found if study.user_attrs.get("family") == family]
-        return [value for value in values if value is not None]

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import optuna
-
 from mmfa.data.protocols import overlapping_error
-from studies.plan import SEARCH, Plan
-from studies.spec import CONTROLS
-from tune.ledger import Lineage, StageLedger
+from studies.plan import CONFIRM, SEARCH, Plan
+from tune import criteria, doctor, scoring
+from tune.ledger import Lineage
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,27 +27,43 @@ class Row:
     value: float | None
     metrics: dict[str, float]
     reason: str
+    curve: dict[int, float]
+    """The objective after each epoch."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """The rows of a study and what they say.
 
-    ``noise`` holds the baseline's objective in every study of the same family (same question, data and settings;
-    other seeds) that the ledger knows, this one included.
+    ``rows`` are the controls, the trials and the confirmations.
     """
 
     metric: str
     labels: str
     trials: int
     rows: list[Row]
-    noise: list[float]
     baseline_run: str = f"{SEARCH}/0000"
+    selects: bool = True
+    """Whether the objective chooses among trials: not in a comparison."""
+    vetoed: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+    """Why trials may not be chosen, by name."""
 
     @property
     def search(self) -> list[Row]:
-        """The trials: all but the controls of a search."""
-        return [row for row in self.rows if row.arm != "controls"]
+        """The trials: all but the controls and confirmations of a search."""
+        return [row for row in self.rows if row.arm not in ("controls", CONFIRM)]
+
+    def control(self, role: str) -> list[Row]:
+        """Return the runs of a control, or the repeats of the baseline, one for each seed, that have a result."""
+        found = [row for row in self.rows if row.arm == "controls" and row.role == role and row.value is not None]
+        own = self.baseline
+        first = role == "baseline" and own is not None and own.value is not None and self.labels != "none"
+        return [own, *found] if first and own is not None else found
+
+    @property
+    def noise(self) -> list[float]:
+        """The baseline's objective, seed by seed."""
+        return [row.value for row in self.control("baseline") if row.value is not None]
 
     @property
     def baseline(self) -> Row | None:
@@ -57,10 +72,11 @@ class Outcome:
 
     @property
     def best(self) -> Row | None:
-        """The trial with the highest objective, or None where nothing is selected."""
-        if self.labels == "none":
+        """The trial with the highest objective that no guard vetoes, or None where nothing is selected."""
+        if not self.selects:
             return None
-        return max((row for row in self.search if row.value is not None), key=lambda row: row.value or 0, default=None)
+        allowed = (row for row in self.search if row.value is not None and row.name not in self.vetoed)
+        return max(allowed, key=lambda row: row.value or 0, default=None)
 
     @property
     def noise_sd(self) -> float | None:
@@ -77,10 +93,8 @@ class Outcome:
         return [row for row in self.rows if row.arm == name and row.value is not None]
 
     def difference(self, row: Row) -> float | None:
-        """Return a row's objective minus the baseline's."""
-        if row.value is None or self.baseline is None or self.baseline.value is None:
-            return None
-        return row.value - self.baseline.value
+        """Return a row's objective minus the baseline's mean over its seeds."""
+        return None if row.value is None or not self.noise else row.value - statistics.fmean(self.noise)
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as plain data."""
@@ -149,19 +163,40 @@ def _row(lineage: Lineage) -> Row:
         value=last.value if lineage.state == "complete" else None,
         metrics=dict(last.user_attrs.get("metrics", {})),
         reason=last.user_attrs.get("reason", ""),
+        curve=dict(last.intermediate_values),
     )
 
 
-def read(plan: Plan, lineages: Sequence[Lineage], *, noise: list[float]) -> Outcome:
-    """Return the outcome as the ledger has it: terminal lineages only, controls first and in their own order."""
+def read(plan: Plan, lineages: Sequence[Lineage]) -> Outcome:
+    """Return the outcome as the ledger has it: terminal lineages only, in the order of their stages."""
     rows = [_row(item) for item in lineages if item.terminal]
-    order = list(CONTROLS)
-    controls = sorted((row for row in rows if row.arm == "controls"), key=lambda row: order.index(row.role))
-    others = [row for row in rows if row.arm != "controls"]
-    return Outcome(plan.metric, plan.labels, plan.num_trials, controls + others, noise, plan.baseline_run)
+    selects = not plan.study.is_comparison
+    if selects and plan.labels == "none":
+        rows = _scored_controls(plan, rows)
+    found = Outcome(plan.metric, plan.labels, plan.num_trials, rows, plan.baseline_run, selects)
+    return dataclasses.replace(found, vetoed=_vetoed(plan, found)) if selects else found
 
 
-def baseline_value(study: optuna.Study) -> float | None:
-    """Return the objective of a search's baseline, or None where it has none yet."""
-    lineages = StageLedger(study, stage=SEARCH).lineages()
-    return lineages[0].last.value if lineages and lineages[0].state == "complete" else None
+def _vetoed(plan: Plan, outcome: Outcome) -> dict[str, list[str]]:
+    """Return why trials may not be chosen, by name: guards veto, they never rank. The baseline is what they go by."""
+    baseline = [row.metrics for row in outcome.control("baseline")]
+    result = {}
+    for row in outcome.search:
+        if row.value is not None and row is not outcome.baseline:
+            aligns = doctor.aligns(plan.decode(row.params, plan.arm(row.arm)).flatten())
+            if reasons := criteria.guards(row.metrics, baseline, aligns=aligns):
+                result[row.name] = reasons
+    return result
+
+
+def _scored_controls(plan: Plan, rows: list[Row]) -> list[Row]:
+    """Return the rows with the controls' ``label_free/score``, defined only once the baseline's noise is known."""
+    controls = [row for row in rows if row.arm == "controls" and row.value is not None]
+    baseline = [row.metrics for row in controls if row.role == "baseline"]
+    result = []
+    for row in rows:
+        if row.arm == "controls" and row.value is not None:
+            seen = scoring.view(plan.study.objective, row.metrics, baseline) if len(baseline) > 1 else None
+            row = dataclasses.replace(row, value=None if seen is None else scoring.score(seen))
+        result.append(row)
+    return result

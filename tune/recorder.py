@@ -23,10 +23,11 @@ from mlflow.tracking import MlflowClient
 
 from mmfa.config import TrialConfig
 from mmfa.errors import CheckpointError
+from tune import doctor
 from tune.lease import LeaseLostError
 from tune.ledger import Lineage
 from tune.places import first_line
-from tune.trainable import EXPORT
+from tune.trainable import EXPORT, PROBE
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ STUDY_TAG, LINEAGE_TAG = "mmfa.study", "mmfa.lineage"
 RETRY_SECONDS = 5.0
 PERMANENT = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST")
 """Refusals that no second try mends, such as of a run that was deleted by hand: told, and passed over."""
-STATUS = {"complete": "FINISHED", "diverged": "FAILED"}
+STATUS = {"complete": "FINISHED", "diverged": "FAILED", "pruned": "FINISHED"}
 
 
 class Recorder:
@@ -179,27 +180,34 @@ class Recorder:
     def _finish(self, name: str, record: dict[str, Any]) -> None:
         run, at = self._runs[name], int(record["ended_at"] * 1000)
         self._epochs(name, record["history"])
+        self._at_the_end(name, record, at)
         if record["test"] is not None:
             self._official(name, record, at)
         self._client.log_dict(run, record["config"], "config.json")
         export = self._folder_of(name) / EXPORT
         if export.exists():
             self._client.log_artifacts(run, str(export), "checkpoint")
+        if (probe := self._folder_of(name) / PROBE).exists():
+            self._client.log_artifact(run, str(probe))
         tags = {"outcome": record["outcome"], "attempts": str(record["attempt"])}
         if record["reason"]:
             tags["reason"] = record["reason"]
-        if any(report["metrics"].get("mmd/plateau") for report in record["history"]):
-            tags["warning.dead_kernel"] = "L_MDAL sat on its plateau: λ3 did nothing"
+        if doctor.dead_epochs(record["config"], record["history"]):
+            tags["warning.dead_kernel"] = doctor.DEAD
         self._client.log_batch(run, tags=[RunTag(key, value) for key, value in tags.items()])
         self._client.set_terminated(run, STATUS[record["outcome"]], end_time=at)
         self._status[name] = STATUS[record["outcome"]]
 
+    def _at_the_end(self, name: str, record: dict[str, Any], at: int) -> None:
+        """Write what was measured after the last epoch: label-free criteria and the official target split."""
+        last: dict[str, Any] = record["history"][-1] if record["history"] else {"epoch": 0, "metrics": {}}
+        more = {key: value for key, value in record["metrics"].items() if key not in last["metrics"]}
+        self._batch(name, [Metric(key, value, at, last["epoch"]) for key, value in more.items()])
+
     def _official(self, name: str, record: dict[str, Any], at: int) -> None:
-        """Write the one reading of the official target split; ``cmc/target`` has the rank as its step."""
-        epoch = record["history"][-1]["epoch"]
+        """Write the curves of the one reading of the official target split; ``cmc/target`` has the rank as its step."""
         retrieval = record["test"]["retrieval"]
-        official = tuple(f"{split}/" for split in retrieval)
-        metrics = [Metric(k, v, at, epoch) for k, v in record["metrics"].items() if k.startswith(official)]
+        metrics = []
         for split, report in retrieval.items():
             metrics += [Metric(f"cmc/{split}", v, at, rank) for rank, v in enumerate(report["cmc"], start=1)]
         self._batch(name, metrics)

@@ -5,24 +5,29 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import optuna
+import ray.tune.schedulers
 import ray.tune.search
 import scipy.stats.qmc
 
 from mmfa.config import TrialConfig, field_type
-from studies.plan import Arm, Plan
+from studies.plan import CONFIRM, Arm, Plan
 from studies.spec import Choices, Scalar
+from tune import doctor, scoring
 from tune.interrupt import Stop
 from tune.ledger import Lineage, StageLedger
-from tune.trainable import ERROR, ROW, Job, as_config
+from tune.trainable import ERROR, ROW, Job, as_config, write_pruned
 
 logger = logging.getLogger(__name__)
 
+CONTROLS = "controls"
+FIXED = (CONTROLS, CONFIRM)
+"""Stages of trainings whose settings were known before they began."""
 Stages = tuple[StageLedger, ...]
 """Controls, where there are any, then the arms."""
 
@@ -37,7 +42,7 @@ class Observer(Protocol):
         """An epoch is over; may be told more than once."""
 
     def trial_finished(self, name: str, state: str, record: dict[str, Any]) -> None:
-        """``state`` is complete, diverged or lost."""
+        """``state`` is complete, diverged, pruned or lost."""
 
 
 def distributions(plan: Plan) -> dict[str, optuna.distributions.BaseDistribution]:
@@ -45,7 +50,7 @@ def distributions(plan: Plan) -> dict[str, optuna.distributions.BaseDistribution
     result: dict[str, optuna.distributions.BaseDistribution] = {}
     if plan.study.is_comparison:
         return {name: optuna.distributions.IntDistribution(0, 2**31 - 1) for name in ("run.seed", "data.split")}
-    for name, dimension in plan.study.space.items():
+    for name, dimension in plan.study.dimensions.items():
         if isinstance(dimension, Choices):
             result[name] = optuna.distributions.CategoricalDistribution(dimension.labels())
         elif field_type(name) is int:
@@ -82,14 +87,29 @@ def _at(distribution: optuna.distributions.BaseDistribution, u: float) -> Scalar
 
 
 def sampler(plan: Plan, *, num_trials: int) -> optuna.samplers.BaseSampler:
-    """Return TPE, seeded by the study and the ledger's length: a restart never draws the same points again."""
+    """Return multivariate, grouped TPE, seeded by the study and the ledger's length: a restart draws other points."""
     seed = int(np.random.SeedSequence([plan.baseline.run.seed, num_trials]).generate_state(1)[0])
-    grouped = any(dimension.when for dimension in plan.study.space.values())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         return optuna.samplers.TPESampler(
-            seed=seed, n_startup_trials=plan.study.start_up, multivariate=grouped, group=grouped
+            seed=seed, n_startup_trials=plan.study.start_up, multivariate=True, group=True
         )
+
+
+def pruner(plan: Plan) -> optuna.pruners.BasePruner:
+    """Return what ends trials early: ASHA over the ledger's intermediate values, so a restart keeps its rungs."""
+    if (pruning := plan.study.pruning) is None:
+        return optuna.pruners.NopPruner()
+    return optuna.pruners.SuccessiveHalvingPruner(
+        min_resource=pruning.grace_period, reduction_factor=pruning.reduction_factor
+    )
+
+
+def config_of(plan: Plan, lineage: Lineage) -> TrialConfig:
+    """Return the config of a lineage."""
+    if lineage.fixed_config is not None:
+        return TrialConfig.from_json(lineage.fixed_config)
+    return plan.decode(lineage.last.params, plan.arm(lineage.stage))
 
 
 def suggest(trial: optuna.Trial, plan: Plan, arm: Arm) -> None:
@@ -111,15 +131,16 @@ def _suggest(trial: optuna.Trial, name: str, distribution: optuna.distributions.
 
 
 def prepare(plan: Plan, stages: Stages) -> None:
-    """Reap what a dead driver left and enqueue what is known beforehand: controls, start-up points, seeds."""
+    """Reap what a dead driver left and enqueue what is known beforehand: controls, start-up points, seeds.
+
+    What is to be confirmed is known only after the search: see ``tune/confirm.py``.
+    """
     for stage in stages:
         for lineage in stage.reap():
             logger.info("%s was left unfinished; it is taken up again", lineage.name)
-        if stage.stage == "controls":
-            known = {lineage.last.user_attrs.get("control") for lineage in stage.lineages()}
-            for name in plan.controls:
-                if name not in known:
-                    stage.enqueue({}, control=name)
+        if stage.stage == CONTROLS:
+            stage.enqueue_fixed(plan.controls)
+        if stage.stage in FIXED:
             continue
         arm = plan.arm(stage.stage)
         first = len(stage.lineages())
@@ -131,15 +152,28 @@ def prepare(plan: Plan, stages: Stages) -> None:
             stage.enqueue(start_up_point(plan, arm, index))
 
 
+class Pruner(ray.tune.schedulers.FIFOScheduler):
+    """Ends a trial where the ledger's pruner says so; Tune asks its scheduler before it tells its searcher."""
+
+    def __init__(self, searcher: StudySearcher) -> None:
+        super().__init__()
+        self._searcher = searcher
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Return whether the trial goes on."""
+        return str(self.STOP if self._searcher.prunes(trial.trial_id, result) else self.CONTINUE)
+
+
 class StudySearcher(ray.tune.search.Searcher):
     """Hands Tune the trials of a study and tells the ledger how they end.
 
     Args:
         plan: What to run.
-        stages: Controls and arms, already prepared.
+        stages: Controls and arms, or confirmations, already prepared.
         make_job: Turns a lineage and its config into what a worker gets.
         observers: Told in order.
         stop: Told when the study cannot go on; where it is set, nothing new is started.
+        baseline: Metrics of the baseline's seeds, where trials are scored in units of its noise.
     """
 
     def __init__(
@@ -150,12 +184,14 @@ class StudySearcher(ray.tune.search.Searcher):
         make_job: Callable[[Lineage, TrialConfig], Job],
         observers: tuple[Observer, ...],
         stop: Stop,
+        baseline: Sequence[Mapping[str, float]] = (),
     ) -> None:
         super().__init__()
         self._plan, self._stages, self._make_job = plan, stages, make_job
-        self._observers, self._stop = observers, stop
+        self._observers, self._stop, self._baseline = observers, stop, baseline
         self._live: dict[str, tuple[StageLedger, Lineage, optuna.Trial]] = {}
-        self._reported: dict[str, set[int]] = {}
+        self._history: dict[str, dict[int, dict[str, Any]]] = {}
+        self._pruned: set[str] = set()
         self.failures: dict[str, str] = {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
@@ -163,9 +199,9 @@ class StudySearcher(ray.tune.search.Searcher):
         for stage in () if self._stop else self._in_turn():
             if (trial := self._next(stage)) is not None:
                 lineage = stage.lineage_of(trial.number)
-                config = self._config(stage.stage, trial)
+                config = config_of(self._plan, lineage)
                 self._live[trial_id] = (stage, lineage, trial)
-                self._reported[lineage.name] = set()
+                self._history[lineage.name] = {}
                 for observer in self._observers:
                     observer.trial_started(lineage, config)
                 return as_config(self._make_job(lineage, config))
@@ -176,27 +212,35 @@ class StudySearcher(ray.tune.search.Searcher):
 
         def started(stage: StageLedger) -> int:
             waiting = sum(lineage.state == "waiting" for lineage in stage.lineages())
-            return -1 if stage.stage == "controls" else len(stage.lineages()) - waiting
+            return -1 if stage.stage == CONTROLS else len(stage.lineages()) - waiting
 
         return sorted(self._stages, key=started)
 
     def _next(self, stage: StageLedger) -> optuna.Trial | None:
         lineages = stage.lineages()
         waiting = any(lineage.state == "waiting" for lineage in lineages)
-        grows = stage.stage != "controls" and not self._plan.study.is_comparison
+        grows = stage.stage not in FIXED and not self._plan.study.is_comparison
         if not waiting and not (grows and len(lineages) < self._plan.trials):
             return None
         if not waiting:
             stage.study.sampler = sampler(self._plan, num_trials=sum(len(item.attempts) for item in lineages))
         trial = stage.ask()
-        if stage.stage != "controls":
+        if stage.stage not in FIXED:
             suggest(trial, self._plan, self._plan.arm(stage.stage))
         return trial
 
-    def _config(self, stage: str, trial: optuna.Trial) -> TrialConfig:
-        if stage == "controls":
-            return self._plan.control(trial.user_attrs["control"])
-        return self._plan.decode(trial.params, self._plan.arm(stage))
+    def prunes(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Pass an epoch on to the ledger and the observers; return whether the trial is to end here."""
+        if trial_id not in self._live or "epoch" not in (row := json.loads(result[ROW])):
+            return False
+        stage, lineage, trial = self._live[trial_id]
+        self._epoch(stage, lineage, trial, row["epoch"])
+        last = row["epoch"]["epoch"] == row["epoch"]["num_epochs"]
+        exempt = stage.stage in FIXED or lineage.name == self._plan.baseline_run or last
+        if self._plan.study.pruning is None or exempt or not trial.should_prune():
+            return False
+        self._pruned.add(trial_id)
+        return True
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Pass an epoch on to the ledger and the observers."""
@@ -209,6 +253,8 @@ class StudySearcher(ray.tune.search.Searcher):
             return None
         stage, lineage, trial = self._live.pop(trial_id)
         row = json.loads((result or {}).get(ROW, "{}"))
+        if trial_id in self._pruned:
+            return self._prune(stage, lineage, trial)
         if error or "result" not in row:
             reason = row.get("failed") or self._last_words(lineage, trial)
             stage.lose(trial, reason=reason)
@@ -221,18 +267,47 @@ class StudySearcher(ray.tune.search.Searcher):
             stage.diverge(trial, reason=record["reason"])
         else:
             metrics = record["metrics"]
-            stage.complete(trial, value=metrics[self._plan.metric], metrics=metrics)
+            aligns = doctor.aligns(record["config"])
+            stage.complete(trial, value=self._value(stage.stage, metrics, aligns=aligns), metrics=metrics)
         self._tell(lineage.name, record["outcome"], record)
         if record["outcome"] == "diverged" and lineage.name == self._plan.baseline_run:
             self._stop.end(f"the baseline diverged: {record['reason']}")
         return None
 
+    def _prune(self, stage: StageLedger, lineage: Lineage, trial: optuna.Trial) -> None:
+        """Close a trial that was ended early; what it reported becomes its record."""
+        history = list(self._history[lineage.name].values())
+        reason = f"ended early by [pruning], after epoch {history[-1]['epoch']} of {history[-1]['num_epochs']}"
+        job = self._make_job(lineage, config_of(self._plan, lineage))
+        record = write_pruned(job, history=history, reason=reason)
+        stage.prune(trial, reason=reason)
+        self._tell(lineage.name, "pruned", record)
+
+    def _value(self, stage: str, metrics: Mapping[str, float], *, aligns: bool) -> float:
+        """Return what the ledger keeps as a trial's value: the objective, seen through the label firewall."""
+        if self._plan.study.is_comparison:
+            return metrics[self._plan.metric]
+        if stage == CONTROLS and self._plan.labels == "none":
+            return metrics["source_val/mAP"]  # the objective is defined by these runs, so it comes after them
+        seen = scoring.view(self._plan.study.objective, metrics, self._baseline, aligns=aligns)
+        assert seen is not None, "a finished trial has what its objective reads"
+        return scoring.score(seen)
+
+    def _on_the_way(self, metrics: Mapping[str, float]) -> float | None:
+        """Return an epoch's objective, where it has one; label-free criteria are taken before the end for pruning."""
+        plan = self._plan
+        if plan.study.is_comparison:
+            return metrics.get(plan.metric)
+        if plan.labels == "none" and plan.study.pruning is None:
+            return None
+        seen = scoring.view(plan.study.objective, metrics, self._baseline, partial=True)
+        return None if seen is None else scoring.score(seen)
+
     def _epoch(self, stage: StageLedger, lineage: Lineage, trial: optuna.Trial, report: dict[str, Any]) -> None:
-        value = report["metrics"].get(self._plan.metric)
-        if report["epoch"] in self._reported[lineage.name]:
+        if report["epoch"] in self._history[lineage.name]:
             return
-        self._reported[lineage.name].add(report["epoch"])
-        if value is not None:
+        self._history[lineage.name][report["epoch"]] = report
+        if (value := self._on_the_way(report["metrics"])) is not None:
             stage.report(trial, value=value, step=report["epoch"])
         for observer in self._observers:
             observer.trial_epoch(lineage.name, report)
@@ -242,7 +317,7 @@ class StudySearcher(ray.tune.search.Searcher):
             observer.trial_finished(name, state, record)
 
     def _last_words(self, lineage: Lineage, trial: optuna.Trial) -> str:
-        job = self._make_job(lineage, self._config(lineage.stage, trial))
+        job = self._make_job(lineage, config_of(self._plan, lineage))
         file = Path(job.folder) / ERROR
         return file.read_text().strip().splitlines()[-1] if file.exists() else "its worker was lost"
 

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from mmfa.config import TrialConfig
 from mmfa.errors import CheckpointError, MmfaError
-from studies.plan import SEARCH, Plan, digest, grown
+from studies.plan import CONFIRM, SEARCH, Plan, grown
+from tune import confirm, scoring, search
 from tune import outcome as outcomes
-from tune import search
 from tune.lease import Fence, Lease
 from tune.ledger import Ledger, Lineage, StageLedger
 from tune.places import Places
 from tune.preflight import Stores
-from tune.trainable import Job, read_result
+from tune.trainable import Job, read_readings, read_result
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +32,8 @@ class Request:
     cpus_per_trial: int
     trials_per_gpu: int
     address: str | None
-    promote: Literal["never", "candidate"]
+    promote: Literal["never", "candidate", "champion"]
+    confirm_seeds_asked: bool = False
     strict_counts: bool = False
     lease_seconds: float
     command: str
@@ -50,11 +53,10 @@ class Session:
     lease: Lease
     fence: Fence
     ledger: Ledger
-    family: str
     registry: StageLedger
     """Where the study as a whole is written down: its search, or an empty stage where it has arms."""
     stages: tuple[StageLedger, ...]
-    """Controls, where there are any, then the arms."""
+    """Controls, where there are any, then the arms, then confirmations, where there will be any."""
 
     @property
     def folder(self) -> Path:
@@ -71,14 +73,21 @@ class Session:
 
     def config_of(self, lineage: Lineage) -> TrialConfig:
         """The config of a lineage."""
-        if lineage.stage == "controls":
-            return self.plan.control(lineage.attempts[0].user_attrs["control"])
-        return self.plan.decode(lineage.last.params, self.plan.arm(lineage.stage))
+        return search.config_of(self.plan, lineage)
 
     def outcome(self) -> outcomes.Outcome:
         """What the ledger says so far."""
-        noise = self.ledger.family_values(self.family, baseline=outcomes.baseline_value)
-        return outcomes.read(self.plan, self.lineages(), noise=noise)
+        return outcomes.read(self.plan, self.lineages())
+
+    def baseline_metrics(self) -> list[dict[str, float]]:
+        """Metrics of the baseline's seeds that have a result."""
+        rows = self.outcome().control(confirm.BASELINE)
+        # Where trials are scored in its noise, trial 0 is one of those that are scored.
+        return [row.metrics for row in rows if row.arm == search.CONTROLS or self.plan.labels != "none"]
+
+    def noise_is_known(self) -> bool:
+        """Whether two seeds of the baseline or more have a result."""
+        return len(self.baseline_metrics()) > 1
 
     def diverged_baseline(self) -> str:
         """Why the paper's defaults diverged, or "" where they did not."""
@@ -115,8 +124,53 @@ class Session:
         return [*before, commit]
 
     def left(self) -> int:
-        """How many lineages are not over yet."""
-        return self.plan.num_trainings - sum(lineage.terminal for lineage in self.lineages())
+        """How many lineages are not over yet; of confirmations that are not settled, how many there will be."""
+        others = [stage for stage in self.stages if stage.stage != CONFIRM]
+        count = self.left_in(others)
+        if not self.plan.judges:
+            return count
+        settled = confirm.read(self.registry)
+        expected = self.plan.num_confirmations if settled is None else len(confirm.runs(self.plan, settled))
+        over = sum(lineage.terminal for lineage in self.lineages() if lineage.stage == CONFIRM)
+        return count + max(0, expected - over)
+
+    def left_in(self, stages: Sequence[StageLedger]) -> int:
+        """How many lineages of some stages are not over yet; of confirmations, those that are enqueued."""
+        count = 0
+        for stage in stages:
+            lineages = stage.lineages()
+            expected = (
+                len(lineages) if stage.stage in search.FIXED else self.plan.num_trials_of(self.plan.arm(stage.stage))
+            )
+            count += expected - sum(lineage.terminal for lineage in lineages)
+        return count
+
+    @property
+    def phases(self) -> list[tuple[StageLedger, ...]]:
+        """What runs together: confirmations after the search, and the search after the noise that it is scored in."""
+        controls, arms, confirmations = (
+            tuple(stage for stage in self.stages if kind(stage.stage))
+            for kind in (
+                lambda name: name == search.CONTROLS,
+                lambda name: name not in search.FIXED,
+                lambda name: name == CONFIRM,
+            )
+        )
+        apart = self.plan.labels == "none" and bool(controls)
+        phases = [controls, arms, confirmations] if apart else [controls + arms, confirmations]
+        return [phase for phase in phases if phase]
+
+    def readings(self) -> list[dict[str, Any]]:
+        """Every time that the official test labels were read for this study: by a trial, or by a verdict."""
+        found = [entry for lineage in self.lineages() for entry in read_readings(self.folder_of(lineage.name))]
+        return sorted([*found, *self.registry.study.user_attrs.get("readings", [])], key=lambda entry: entry["at"])
+
+    def count_reading(self, why: str) -> None:
+        """Write down that recorded results of the official test labels were looked at, once for each reason."""
+        known = self.registry.study.user_attrs.get("readings", [])
+        if why not in (entry["why"] for entry in known):
+            entry = {"at": time.time(), "trial": "", "attempt": 0, "why": why}
+            self.registry.study.set_user_attr("readings", [*known, entry])
 
     def job(self, lineage: Lineage, config: TrialConfig) -> Job:
         """What a worker gets to train a lineage."""
@@ -130,7 +184,18 @@ class Session:
             fence_folder=str(self.fence.folder),
             fence_counter=self.fence.counter,
             threads=self.request.cpus_per_trial,
+            reading=self._reading(lineage),
+            criteria=self.plan.criteria,
+            criteria_each_epoch=self.plan.labels == "none" and self.plan.study.pruning is not None,
         )
+
+    def _reading(self, lineage: Lineage) -> str:
+        """Why the official test labels are read at the end of a training; "" where there are none."""
+        if not self.plan.labelled:
+            return ""
+        if self.plan.study.is_comparison:
+            return scoring.COMPARED
+        return scoring.CONFIRMED if lineage.stage == CONFIRM else scoring.READINGS[self.plan.labels]
 
 
 def open_session(
@@ -141,17 +206,20 @@ def open_session(
     Raises:
         MmfaError: fewer trials than before, or storage that belongs to another ledger.
     """
-    family = digest(_seedless(identity))
     registry = ledger.open(study_id, stage=SEARCH)
-    number = ledger.register(
-        registry, identity=identity, family=family, trials=request.plan.trials, asked=request.trials_asked
-    )
+    ledger.register(registry, identity=identity)
+    number = ledger.register_number(registry, "trials", request.plan.trials, asked=request.trials_asked)
+    fresh = None
+    if request.plan.judges:
+        asked = request.confirm_seeds_asked
+        fresh = ledger.register_number(registry, "confirm_seeds", request.plan.confirm_seeds, asked=asked)
     folder = request.places.storage / study_id
     _claim(folder, ledger_id=registry.study.user_attrs["ledger"])
     fence = Fence(folder / "fence", lease.counter)
     fence.put_up()
-    plan = grown(request.plan, trials=number)
+    plan = grown(request.plan, trials=number, confirm_seeds=fresh)
     names = [*(["controls"] if plan.controls else []), *(arm.name for arm in plan.arms)]
+    names += [CONFIRM] if plan.judges else []
     stages = tuple(registry if name == SEARCH else ledger.open(study_id, stage=name) for name in names)
     search.prepare(plan, stages)
     return Session(
@@ -162,20 +230,9 @@ def open_session(
         lease=lease,
         fence=fence,
         ledger=ledger,
-        family=family,
         registry=registry,
         stages=stages,
     )
-
-
-def _seedless(identity: dict[str, Any]) -> dict[str, Any]:
-    """Return what studies that differ in their seed have in common."""
-
-    def without(config: dict[str, Any]) -> dict[str, Any]:
-        return {name: value for name, value in config.items() if name != "run.seed"}
-
-    arms = {name: without(config) for name, config in identity["arms"].items()}
-    return {**identity, "baseline": without(identity["baseline"]), "arms": arms}
 
 
 def _claim(folder: Path, *, ledger_id: str) -> None:

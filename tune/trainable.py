@@ -1,12 +1,14 @@
 """One trial: config → ``Training`` → ``ray.tune.report``, with checkpoints by lineage.
 
-A lineage's folder holds ``attempt-0001/epoch-0003/…`` while it trains and, once it is over, ``result.json`` and
-``export/`` (the weights that were evaluated). Whoever starts on a lineage first sends again what it has already
-been through, so that a driver or a worker that died in between has lost no report.
+A lineage's folder holds ``attempt-0001/epoch-0003/…`` while it trains and, once it is over, ``result.json``,
+``export/`` (the weights that were evaluated) and ``probe.npz`` (what label-free criteria see). ``readings.jsonl`` has a
+line for every time that the official test labels were read. Whoever starts on a lineage first sends again what it has
+already been through, so that a driver or a worker that died in between has lost no report.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import logging
@@ -15,9 +17,10 @@ import platform
 import shutil
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from mmfa.config import TrialConfig
@@ -34,6 +37,8 @@ logger = logging.getLogger(__name__)
 RESULT = "result.json"
 EXPORT = "export"
 JOURNAL = "journal.jsonl"
+READINGS = "readings.jsonl"
+PROBE = "probe.npz"
 ERROR = "error.txt"
 ROW = "mmfa"
 """Key of a Tune result that holds a row of :func:`train` as JSON."""
@@ -52,6 +57,12 @@ class Job:
     fence_folder: str
     fence_counter: int
     threads: int
+    reading: str
+    """Why the official test labels are read at the end; "" where the target has none."""
+    criteria: dict[str, Any]
+    """Settings of the label-free criteria."""
+    criteria_each_epoch: bool = False
+    """Whether they are taken after every epoch, for pruning by them."""
 
     @property
     def fence(self) -> Fence:
@@ -121,8 +132,9 @@ def _train(job: Job, notes: list[str]) -> Iterator[dict[str, Any]]:
     try:
         for report in training.epochs():
             _save(job, training)
-            yield {"epoch": epoch_row(report)}
-        outcome = _test(training) | {"outcome": "complete"}
+            early = _criteria(job, training) if job.criteria_each_epoch and report.epoch < report.num_epochs else {}
+            yield {"epoch": epoch_row(report, more=early)}
+        outcome = _judge(job, training) | {"outcome": "complete"}
     except DivergedError as error:
         outcome = {"outcome": "diverged", "reason": str(error)}
     if outcome["outcome"] == "complete":
@@ -132,26 +144,81 @@ def _train(job: Job, notes: list[str]) -> Iterator[dict[str, Any]]:
     yield {"result": record}
 
 
-def _test(training: Training) -> dict[str, Any]:
-    """Read the official target split, once."""
+def _judge(job: Job, training: Training) -> dict[str, Any]:
+    """Take the label-free criteria, then read the official target split, once, where it has labels."""
     before = time.perf_counter()
-    test = training.test()
-    last = training.history[-1].metrics()
+    metrics = training.history[-1].metrics() | _criteria(job, training, keep=True)
+    test = None
+    if job.reading:
+        _write_reading(job)
+        test = training.test()
+        metrics |= test.metrics()
     return {
-        "test": asdict(test),
+        "test": None if test is None else asdict(test),
         "test_seconds": time.perf_counter() - before,
-        "metrics": last | test.metrics(),
+        "metrics": metrics,
     }
 
 
-def epoch_row(report: EpochReport) -> dict[str, Any]:
-    """Return what the driver is told of an epoch."""
+def _criteria(job: Job, training: Training, *, keep: bool = False) -> dict[str, float]:
+    """Return the label-free criteria of the model as it stands; the probe can be kept for criteria yet to come."""
+    from mmfa import probe
+    from tune import criteria
+
+    taken = probe.take(training)
+    if keep:
+        taken.save(Path(job.folder) / PROBE, before_commit=job.fence.check)
+    return criteria.compute(taken, **job.criteria)
+
+
+def _write_reading(job: Job) -> None:
+    """Count a reading of the official test labels before it is done: a kill in between counts one too many."""
+    folder = Path(job.folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    entry = {"at": time.time(), "trial": job.name, "attempt": job.attempt, "why": job.reading}
+    with (folder / READINGS).open("a") as file:
+        file.write(json.dumps(entry) + "\n")
+
+
+def epoch_row(report: EpochReport, *, more: Mapping[str, float] = MappingProxyType({})) -> dict[str, Any]:
+    """Return what the driver is told of an epoch, with more metrics than the training itself has."""
     return {
         "epoch": report.epoch,
         "num_epochs": report.num_epochs,
         "ended_at": report.ended_at,
-        "metrics": report.metrics(),
+        "metrics": {**report.metrics(), **more},
     }
+
+
+def read_readings(folder: Path) -> list[dict[str, Any]]:
+    """Return every reading of the official test labels for a lineage; a line that a kill cut short is left out."""
+    found = []
+    with contextlib.suppress(FileNotFoundError):
+        for line in (folder / READINGS).read_text().splitlines():
+            with contextlib.suppress(ValueError):
+                found.append(json.loads(line))
+    return found
+
+
+def write_pruned(job: Job, *, history: list[dict[str, Any]], reason: str) -> dict[str, Any]:
+    """Write the record of a lineage that was ended early; called by the driver, which ended it."""
+    record = {
+        "name": job.name,
+        "reason": reason,
+        "config": json.loads(job.config),
+        "history": history,
+        "metrics": {},
+        "test": None,
+        "test_seconds": 0.0,
+        "attempt": job.attempt,
+        "pid": os.getpid(),
+        "threads": job.threads,
+        "started_at": history[0]["ended_at"],
+        "notes": [],
+        "outcome": "pruned",
+    }
+    _finish(job, record)
+    return record
 
 
 def read_result(folder: Path) -> dict[str, Any]:

@@ -207,3 +207,20 @@ def test_the_mean_of_reports_adds_their_queries_up():
     with_cosine = [dataclasses.replace(report, mAP_cosine=value) for report, value in ((one, 0.2), (other, 0.4))]
     assert mean_report(with_cosine).mAP_cosine == pytest.approx(0.3)
     assert mean_report([one, with_cosine[1]]).mAP_cosine is None
+
+
+def test_average_precision_by_identity_adds_up_to_the_mean():
+    generator = np.random.default_rng(3)
+    query, gallery = generator.integers(1, 6, 20), np.concatenate([np.arange(1, 6), generator.integers(0, 6, 40)])
+    cameras = generator.integers(0, 3, 20), np.concatenate([np.full(5, 3), generator.integers(0, 3, 40)])
+    found = rank(
+        generator.random((20, 45)),
+        query_pids=query,
+        query_camids=cameras[0],
+        gallery_pids=gallery,
+        gallery_camids=cameras[1],
+    )
+    assert [pid for pid, _, _ in found.identities] == sorted(set(query.tolist()))
+    assert [number for _, _, number in found.identities] == [int((query == pid).sum()) for pid in sorted(set(query))]
+    assert sum(total for _, total, _ in found.identities) / 20 == pytest.approx(found.mAP, abs=1e-12)
+    assert RetrievalReport.from_json(found.to_json()) == found

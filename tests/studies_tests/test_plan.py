@@ -3,8 +3,9 @@
 import pytest
 
 from mmfa.errors import ConfigError
-from studies.plan import digest, resolve
-from studies.spec import parse
+from studies.plan import digest
+from studies.resolve import resolve
+from studies.spec import CONTROLS, parse
 
 COMPARISON = """
 question = "Which is better?"
@@ -46,7 +47,7 @@ def test_a_comparison_is_arms_and_controls_over_seeds():
     assert (plan.labels, plan.metric) == ("none", "target/mAP")
     wide = plan.decode({"run.seed": 4}, plan.arm("wide"))
     assert (wide.kernel.bandwidths, wide.run.seed) == ((10.0, 50.0), 4)
-    assert plan.arm("source_only").config == plan.control("source_only")
+    assert plan.arm("source_only").config == plan.baseline.with_overrides(CONTROLS["source_only"])
 
 
 def test_pairs_multiply_arms_and_splits_stand_for_seeds():
@@ -86,7 +87,11 @@ def test_what_an_arm_sets_is_part_of_what_the_study_is():
     ("old", "new", "message"),
     [
         ("[arms.wide]", "[arms.Wide]", r"\[arms\] a name has a-z, 0-9 and _ only.*'Wide'"),
-        ("[arms.wide]", "[arms.target_bn]", r"is not 'search', 'controls' or a control, but got 'target_bn'"),
+        (
+            "[arms.wide]",
+            "[arms.target_bn]",
+            r"is not 'search', 'controls', 'confirm' or a control, but got 'target_bn'",
+        ),
         ("kernel.bandwidths", "kernel.bandwidth", r"\[arms.wide.set\] 'kernel.bandwidth'.*did you mean 'kernel.band"),
         ("kernel.bandwidths", "run.seed", r"\[arms.wide.set\] 'run.seed' cannot be set by an arm; use --seed"),
         ("[10, 50]", "[-1]", r"\[arms.wide\] kernel.bandwidths must be one or more numbers above 0"),
@@ -146,7 +151,7 @@ def test_the_pair_of_a_search_is_everybodys(tmp_path):
     pairs = '[pairs]\nembedded = [["embedded-target", "embedded-source"]]\n'
     plan = plan_of(CONDITIONAL.replace("[space", pairs + "[space", 1))
     assert plan.arms[0].pair == "embedded-target to embedded-source"
-    assert plan.control("target_bn").data.source == plan.baseline.data.source == "embedded-target"
+    assert plan.controls[-1].config.data.source == plan.baseline.data.source == "embedded-target"
     two = pairs.replace("]]", '], ["embedded-source", "embedded-null"]]')
     with pytest.raises(ConfigError, match=r"\[pairs\] a search has one pair, but got 2"):
         plan_of(CONDITIONAL.replace("[space", two + "[space", 1))

@@ -4,7 +4,8 @@ import pytest
 
 from mmfa.errors import ConfigError
 from studies import library, spec
-from studies.plan import digest, resolve
+from studies.plan import digest
+from studies.resolve import resolve
 
 GOOD = """
 question = "Does it matter?"
@@ -43,7 +44,11 @@ def test_a_good_study_reads_as_written():
         ("[space", '[fixed]\n"loss.lambda_aal" = 1.0\n[space', r"'loss.lambda_aal' is in \[fixed\] and in \[space\]"),
         ("[space", '[fixed]\n"loss.nope" = 1.0\n[space', r"\[fixed\] 'loss.nope' is not a config field"),
         ("loss.lambda_aal", "run.seed", r"\[space\] 'run.seed' cannot be searched; use --seed"),
-        ("[space", '[objective]\nmetric = "target/mAP"\n[space', r"\[objective.metric\].*'target/mAP'"),
+        (
+            "[space",
+            '[objective]\nmetric = "target/mAP"\n[space',
+            r'official test labels.* write selection = "oracle"',
+        ),
         ("question", "name = 'x'\nquestion", r"'name' is not a key of a study; a study is named by its file"),
         ("question =", "question", r"a study must be TOML"),
         ('[space."loss.lambda_aal"]', "[space.loss.lambda_aal]", r'quoted: write "loss.lambda_aal"'),
@@ -124,8 +129,9 @@ def test_resolve_keeps_the_papers_lambdas_as_baseline():
 @pytest.mark.parametrize("mode", ["separate", "joint", "domain", "frozen"])
 def test_controls_do_not_align(mode):
     plan = resolve(library.load("lambdas"), profile_name="embedded", overrides={"model.bn_mode": mode})
+    controls = {run.role: run.config for run in plan.controls}
     for name, sees_target in (("source_only", False), ("target_bn", True)):
-        control = plan.control(name)
+        control = controls[name]
         assert (control.loss.lambda_aal, control.loss.lambda_mdal) == (0, 0)
         assert control.data.use_target is sees_target
         assert control.loss.lambda_attr == plan.baseline.loss.lambda_attr

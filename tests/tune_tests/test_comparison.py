@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from studies.plan import resolve
+from studies.resolve import resolve
 from studies.spec import parse
 from tune import comparison, summary
 from tune.outcome import Outcome, Row, spread
@@ -32,7 +32,7 @@ VALUES = {"low": (0.10, 0.11, 0.12), "high": (0.30, 0.31, 0.32), "close": (0.10,
 
 def row(arm, index, metrics):
     value = metrics["target/mAP"]
-    return Row(f"{arm}/{index:04d}", arm, arm, "complete", {"run.seed": index}, value, metrics, "")
+    return Row(f"{arm}/{index:04d}", arm, arm, "complete", {"run.seed": index}, value, metrics, "", {})
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def make():
             for arm, values in VALUES.items()
             for i, value in enumerate(values)
         ]
-        return plan, Outcome(plan.metric, plan.labels, plan.num_trials, rows, [])
+        return plan, Outcome(plan.metric, plan.labels, plan.num_trials, rows, selects=not plan.study.is_comparison)
 
     return call
 
@@ -84,19 +84,23 @@ def test_elsewhere_the_published_numbers_name_their_pair(make):
 
 def test_the_order_that_holds_and_the_one_that_does_not(make):
     plan, outcome = make()
-    (order,) = [line for line in summary.sentences(plan, outcome) if "order" in line]
+    report = summary.Report(plan, outcome, None, {})
+    (order,) = [line for line in summary.sentences(report) if "order" in line]
     assert "Low < Close not settled (+0.7 ± 1.1 points)" in order  # sds 1.0 and 1.53: sqrt((1 + 2.33) / 3) = 1.05
     assert "Close < High holds (+19.3 ± 1.1 points)" in order
     reversed_rows = [other for other in outcome.rows if other.arm != "high"]
     reversed_rows += [row("high", index, {"target/mAP": value}) for index, value in enumerate((0.01, 0.02))]
-    line = comparison.sentences(plan, Outcome(plan.metric, plan.labels, 12, reversed_rows, []))[-1]
+    line = comparison.sentences(plan, Outcome(plan.metric, plan.labels, 12, reversed_rows, selects=False))[-1]
     assert "Close < High reversed (-10.2 ±" in line
 
 
 def test_nothing_is_selected(make):
     plan, outcome = make()
     assert outcome.best is None and outcome.to_json()["labels"] == "none"
-    assert any("Nothing was selected (selection.labels = none)" in line for line in summary.sentences(plan, outcome))
+    assert any(
+        "Nothing was selected (selection.labels = none)" in line
+        for line in summary.sentences(summary.Report(plan, outcome, None, {}))
+    )
 
 
 def test_splits_that_share_images_have_a_larger_error(make):
@@ -134,12 +138,12 @@ def test_another_trial_of_an_arm_is_never_shown_as_the_paper():
     def trial(arm, index, value, lambda_mdal):
         state = "diverged" if value is None else "complete"
         metrics = {} if value is None else {"target_val/mAP": value}
-        return Row(f"{arm}/{index:04d}", arm, arm, state, {"loss.lambda_mdal": lambda_mdal}, value, metrics, "")
+        return Row(f"{arm}/{index:04d}", arm, arm, state, {"loss.lambda_mdal": lambda_mdal}, value, metrics, "", {})
 
     rows = [trial("max", 0, None, 1.0), trial("max", 1, 0.3, 7.7), trial("max", 2, 0.2, 0.2)]
     rows += [trial("average", 0, 0.1, 1.0), trial("average", 1, 0.15, 3.0)]
-    text = printed(plan, Outcome(plan.metric, plan.labels, plan.num_trials, rows, []))
+    text = printed(plan, Outcome(plan.metric, plan.labels, plan.num_trials, rows, selects=not plan.study.is_comparison))
     lines = {line.strip().split("  ")[0]: line.split() for line in text.splitlines() if line.strip()}
-    assert lines["max, best of 2: max/0001"][5:7] == ["7.7", "30.0"]
+    assert lines["max, best of 2: max/0001"][5:8] == ["1", "7.7", "30.0"]
     assert "diverged" in lines["max, as the paper has the rest"]
-    assert lines["average, as the paper has the rest"][7:9] == ["1", "10.0"]
+    assert lines["average, as the paper has the rest"][7:10] == ["1", "1", "10.0"]

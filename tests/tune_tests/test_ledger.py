@@ -5,9 +5,10 @@ import math
 import optuna
 import pytest
 
+from mmfa.config import TrialConfig, profile
 from mmfa.errors import MmfaError
+from studies.plan import Fixed
 from tune.ledger import Ledger
-from tune.outcome import baseline_value
 
 SPACE = {"x": optuna.distributions.FloatDistribution(0.0, 2.0)}
 
@@ -36,7 +37,6 @@ def test_a_lineage_from_waiting_to_complete(stage):
     (lineage,) = stage.lineages()
     assert (lineage.state, lineage.terminal, lineage.name) == ("complete", True, "search/0000")
     assert (lineage.last.value, lineage.last.intermediate_values) == (0.4, {1: 0.3})
-    assert baseline_value(stage.study) == 0.4
 
 
 def test_a_lost_lineage_is_enqueued_again_once_with_its_point(stage):
@@ -100,37 +100,49 @@ def test_a_non_finite_objective_is_refused(stage, value):
 
 def test_controls_are_named_and_have_a_study_of_their_own(ledger, stage):
     controls = ledger.open("study", stage="controls")
-    controls.enqueue({}, control="target_bn")
+    config = profile("embedded")
+    for _ in range(2):
+        controls.enqueue_fixed([Fixed(name="target_bn-s0", role="target_bn", config=config)])
     trial = controls.ask({})
-    assert trial.user_attrs["control"] == "target_bn"
     controls.lose(trial, reason="x")
     controls.reap()
-    assert [item.name for item in controls.lineages()] == ["controls/target_bn"]
-    assert controls.ask({}).user_attrs["control"] == "target_bn"
+    (lineage,) = controls.lineages()
+    assert (lineage.name, lineage.role) == ("controls/target_bn-s0", "target_bn")
+    assert TrialConfig.from_json(lineage.fixed_config) == config
+    assert controls.ask({}).user_attrs["name"] == "target_bn-s0"
     assert stage.lineages() == []
 
 
-def test_the_number_of_trials_may_only_grow(ledger, stage):
-    def register(trials, *, asked=True):
-        return ledger.register(stage, identity={"a": 1}, family="f", trials=trials, asked=asked)
+def test_a_pruned_lineage_is_terminal_and_keeps_what_it_reported(stage):
+    trial = stage.ask(SPACE)
+    for step in (1, 2):
+        stage.report(trial, value=0.1 * step, step=step)
+    stage.prune(trial, reason="ended early")
+    (lineage,) = stage.lineages()
+    assert (lineage.state, lineage.terminal, lineage.last.intermediate_values) == ("pruned", True, {1: 0.1, 2: 0.2})
+    assert stage.reap() == []
+
+
+@pytest.mark.parametrize(("name", "said"), [("trials", "trials"), ("confirm_seeds", "confirm seeds")])
+def test_numbers_may_only_grow(ledger, stage, name, said):
+    def register(number, *, asked=True):
+        return ledger.register_number(stage, name, number, asked=asked)
 
     assert register(10) == 10
     assert register(12) == 12
     assert register(10, asked=False) == 12  # the study file's own number asks for nothing
-    with pytest.raises(MmfaError, match="may only grow: this study has 12, but --trials is 11"):
+    option = f"--{name.replace('_', '-')}"
+    with pytest.raises(MmfaError, match=f"the number of {said} may only grow: this study has 12, but {option} is 11"):
         register(11)
     (amendment,) = stage.study.user_attrs["amendments"]
-    assert (amendment["from"], amendment["to"]) == (10, 12)
+    assert (amendment["what"], amendment["from"], amendment["to"]) == (name, 10, 12)
 
 
-def test_seed_noise_is_read_over_studies_of_one_family(ledger):
-    for seed, family in ((0, "f"), (1, "f"), (2, "g")):
-        stage = ledger.open(f"study-{seed}", stage="search")
-        ledger.register(stage, identity={"seed": seed}, family=family, trials=1, asked=True)
-        stage.complete(stage.ask(SPACE), value=0.1 * seed + 0.3, metrics={})
-    unfinished = ledger.open("study-3", stage="search")
-    ledger.register(unfinished, identity={"seed": 3}, family="f", trials=1, asked=True)
-    assert ledger.family_values("f", baseline=baseline_value) == pytest.approx([0.3, 0.4])
+def test_a_study_is_registered_once(ledger, stage):
+    ledger.register(stage, identity={"a": 1})
+    first = dict(stage.study.user_attrs)
+    ledger.register(stage, identity={"a": 1})
+    assert stage.study.user_attrs == first and first["registered_at"] > 0
 
 
 def test_a_ledger_that_cannot_be_opened_is_said(tmp_path):

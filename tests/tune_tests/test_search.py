@@ -7,7 +7,8 @@ import pytest
 import ray.tune.search
 
 from studies.library import load
-from studies.plan import grown, resolve
+from studies.plan import grown
+from studies.resolve import resolve
 from studies.spec import parse
 from tune import search
 from tune.interrupt import Stop
@@ -28,6 +29,10 @@ high = 33
 [space."model.pooling"]
 choices = ["max", "average"]
 """
+CONTROL_RUNS = [
+    f"controls/{name}"
+    for name in ("baseline-s1", "baseline-s2", *(f"{c}-s{s}" for c in ("source_only", "target_bn") for s in range(3)))
+]
 
 
 @pytest.fixture
@@ -77,6 +82,8 @@ class Driver:
                 fence_folder="",
                 fence_counter=1,
                 threads=1,
+                reading="",
+                criteria={},
             ),
             observers=(self.watcher,),
             stop=self.stop,
@@ -102,6 +109,7 @@ class Driver:
         for report in history[:-1]:
             self.searcher.on_trial_result(trial_id=trial_id, result={ROW: json.dumps({"epoch": report})})
         record = {"outcome": outcome, "history": history, "metrics": history[-1]["metrics"], "reason": "why"}
+        record["config"] = {"loss.lambda_mdal": 1.0, "data.use_target": True}
         self.searcher.on_trial_complete(trial_id=trial_id, result={ROW: json.dumps({"result": record})}, error=False)
 
 
@@ -119,8 +127,9 @@ def test_controls_then_the_paper_then_the_search(url, plan, tmp_path):
     while (answer := driver.suggest())[1] != ray.tune.search.Searcher.FINISHED:
         driver.finish(answer[0], 0.3)
     names = [name for name, _ in driver.watcher.started]
-    assert names == ["controls/source_only", "controls/target_bn", "search/0000", "search/0001", "search/0002"]
-    assert lambdas(driver.watcher.started[2][1]) == (0.1, 1.0, 1.0)
+    assert names == [*CONTROL_RUNS, "search/0000", "search/0001", "search/0002"]
+    assert lambdas(driver.watcher.started[8][1]) == (0.1, 1.0, 1.0)
+    assert [config.run.seed for _, config in driver.watcher.started] == [1, 2, 0, 1, 2, 0, 1, 2, 0, 0, 0]
     assert {state for _, state in driver.watcher.finished} == {"complete"}
     assert {trial.intermediate_values[2] for trial in driver.search.study.trials} == {0.3}
 
@@ -128,7 +137,7 @@ def test_controls_then_the_paper_then_the_search(url, plan, tmp_path):
 def test_any_restart_ends_with_n_lineages_and_no_point_twice(url, plan, tmp_path):
     plan = grown(plan, trials=8)
     driver = Driver(url, plan, tmp_path)
-    for step in range(40):
+    for step in range(60):
         trial_id, config = driver.suggest()
         if config == ray.tune.search.Searcher.FINISHED:
             break
@@ -142,7 +151,7 @@ def test_any_restart_ends_with_n_lineages_and_no_point_twice(url, plan, tmp_path
     points = [tuple(item.last.params.values()) for item in lineages]
     assert len(set(points)) == 8
     assert all(item.attempts[0].params in ({}, item.last.params) for item in lineages)
-    assert all(item.terminal for item in driver.controls.lineages()) and len(driver.controls.lineages()) == 2
+    assert all(item.terminal for item in driver.controls.lineages()) and len(driver.controls.lineages()) == 8
 
 
 def test_points_do_not_depend_on_restarts(tmp_path, plan):
@@ -172,13 +181,13 @@ def test_a_lost_worker_is_told_and_tried_again_by_the_next_driver(url, plan, tmp
     plan = grown(plan, trials=1)
     driver = Driver(url, plan, tmp_path)
     trial_id, config = driver.suggest()
-    folder = tmp_path / "controls" / "source_only"
+    folder = tmp_path / "controls" / "baseline-s1"
     folder.mkdir(parents=True)
     (folder / "error.txt").write_text("Traceback\nMemoryError: too much\n")
     driver.searcher.on_trial_complete(trial_id=trial_id, result=None, error=True)
-    assert driver.searcher.failures == {"controls/source_only": "MemoryError: too much"}
-    driver = Driver(url, plan, tmp_path)
-    again = next(job for _, job in (driver.suggest() for _ in range(3)) if job["job"]["name"] == "controls/source_only")
+    assert driver.searcher.failures == {"controls/baseline-s1": "MemoryError: too much"}
+    driver, name = Driver(url, plan, tmp_path), "controls/baseline-s1"
+    again = next(job for _, job in (driver.suggest() for _ in range(9)) if job["job"]["name"] == name)
     assert again["job"]["attempt"] == 2 and again["job"]["config"] == config["job"]["config"]
 
 
@@ -186,15 +195,15 @@ def test_a_user_error_in_a_worker_reads_as_its_sentence(url, plan, tmp_path):
     driver = Driver(url, plan, tmp_path)
     trial_id, _ = driver.suggest()
     driver.searcher.on_trial_complete(trial_id=trial_id, result={ROW: json.dumps({"failed": "the store is damaged."})})
-    assert driver.searcher.failures == {"controls/source_only": "the store is damaged."}
+    assert driver.searcher.failures == {"controls/baseline-s1": "the store is damaged."}
 
 
 def test_a_diverged_baseline_ends_the_study_and_another_trial_does_not(url, plan, tmp_path):
     driver = Driver(url, grown(plan, trials=3), tmp_path)
-    ids = [driver.suggest()[0] for _ in range(4)]
-    driver.finish(ids[3], 0.0, outcome="diverged")
+    ids = [driver.suggest()[0] for _ in range(10)]
+    driver.finish(ids[9], 0.0, outcome="diverged")
     assert driver.stop.reason == ""
-    driver.finish(ids[2], 0.0, outcome="diverged")
+    driver.finish(ids[8], 0.0, outcome="diverged")
     assert driver.stop.reason == "the baseline diverged: why"
     assert driver.suggest()[1] == ray.tune.search.Searcher.FINISHED, "nothing new is started"
     assert [item.state for item in driver.search.lineages()][:2] == ["diverged", "diverged"]
@@ -276,7 +285,7 @@ def test_arms_are_searched_with_equal_budgets_and_conditions_hold(url, tmp_path)
     plan = plan_of(CONDITIONAL)
     driver = Driver(url, plan, tmp_path)
     names = driver.run()
-    assert names[:2] == ["controls/source_only", "controls/target_bn"] and len(names) == 2 + 2 * 14
+    assert names[:8] == CONTROL_RUNS and len(names) == 8 + 2 * 14
     for arm in plan.arms:
         points = [lineage.last.params for lineage in driver.stages[arm.name].lineages()]
         assert points[0] == {"model.pooling": "max", "loss.lambda_mdal": 1.0}

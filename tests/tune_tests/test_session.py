@@ -6,7 +6,7 @@ import pytest
 
 from mmfa.errors import MmfaError
 from studies.library import load
-from studies.plan import resolve
+from studies.resolve import resolve
 from tune.lease import Fence
 from tune.ledger import Ledger
 from tune.places import places
@@ -42,17 +42,17 @@ def opened(tmp_path):
 
 def test_storage_of_another_ledger_is_refused(opened):
     first = opened("one")
-    assert first.left() == 5
+    assert first.left() == 11
     with pytest.raises(MmfaError, match="another ledger counts; give that --ledger, or another --storage"):
         opened("two")
     first.lease.release()
-    assert opened("one").left() == 5
+    assert opened("one").left() == 11
 
 
 def test_the_trials_of_a_study_may_grow(opened):
     opened("one").lease.release()
     grown = opened("one", trials=6)
-    assert grown.plan.trials == 6 and grown.left() == 8
+    assert grown.plan.trials == 6 and grown.left() == 14
     assert grown.fence.counter == 2
     with pytest.raises(MmfaError):
         Fence(grown.fence.folder, 1).check()

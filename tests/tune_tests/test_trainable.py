@@ -36,6 +36,8 @@ def job(tmp_path, stores):
             fence_folder=str(tmp_path / "fence"),
             fence_counter=counter,
             threads=1,
+            reading="recorded",
+            criteria={"k": 40, "eps": 0.6, "min_samples": 2},
         )
 
     return make

@@ -1,0 +1,229 @@
+"""What is done once the last training of a study is over: judge, promote, close its run, print."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from mmfa.config import canonical_json
+from mmfa.errors import MmfaError
+from tune import advice, confirm, judging, promotion, regret_table, summary
+from tune import outcome as outcomes
+from tune.console import Console
+from tune.places import first_line
+from tune.recorder import Recorder
+from tune.session import Session
+from tune.trainable import EXPORT
+
+logger = logging.getLogger(__name__)
+
+PROBE_IMAGES = 8
+FLUSH_SECONDS = 60.0
+"""How long the end of a study waits for MLflow."""
+
+
+def finish(session: Session, recorder: Recorder, client: MlflowClient, console: Console) -> int:
+    """Judge, print the result, promote, and close the study's run; return the exit code."""
+    written = recorder.flush(seconds=FLUSH_SECONDS)
+    found = session.outcome()
+    verdict = judging.judge(session, found)
+    report = summary.Report(session.plan, found, verdict, _more(session, found))
+    console.rich.print(summary.table(session.plan, found))
+    if verdict is not None:
+        console.rich.print(summary.verdict_table(session.plan, verdict))
+    for line in summary.sentences(report):
+        console.say(line)
+    problem = recorder.problem or "MLflow is too slow"
+    for refused in recorder.refused:
+        console.say(f"Not recorded, and not tried again: {refused}.")
+    for note in session.notes():
+        console.say(note)
+    if written:
+        try:
+            promoted = _promote(session, recorder, client, found, verdict)
+            _close(session, recorder, report, promoted)
+            recorder.close()
+        except (MlflowException, OSError, MmfaError) as error:
+            session.lease.check()
+            written, problem = False, first_line(error)
+    if not written:
+        recorder.close(seconds=1)
+        console.say(f"Not everything is recorded or promoted yet: {problem}. The results are safe; to try again, type:")
+        console.command(session.request.command)
+        return 1
+    for line in promoted:
+        console.say(line)
+    _where(session, console)
+    return 0
+
+
+def _more(session: Session, found: outcomes.Outcome) -> dict[str, Any]:
+    """Return what the search says about itself."""
+    if session.plan.study.is_comparison:
+        return {}
+    folders = {row.name: session.folder_of(row.name) for row in found.search}
+    table = regret_table.of(found.search, folders, objective=found.metric) if session.plan.labelled else []
+    if table:
+        session.count_reading(f"selection regret over {len(found.search)} trials; chose nothing")
+    return {
+        "regret": table,
+        "fidelity": advice.fidelity_report(session.plan, found),
+        "isolation": advice.isolation(session.plan, found),
+        "boundaries": advice.boundaries(session.plan, found.best),
+        "vetoed": found.vetoed,
+    }
+
+
+def judged_by(session: Session) -> dict[str, str]:
+    """Return the tags that two champions must share to be compared: the data and how it is judged."""
+    return {
+        "data.fingerprint": canonical_json(session.stores.fingerprints),
+        "protocol": judging.fingerprint(session.plan),
+    }
+
+
+def _promote(
+    session: Session,
+    recorder: Recorder,
+    client: MlflowClient,
+    found: outcomes.Outcome,
+    verdict: Mapping[str, Any] | None,
+) -> list[str]:
+    """Move ``candidate`` to the best trial's weights and ``champion`` to a setting that BEATS; say what was done."""
+    if session.request.promote == "never":
+        return ["Nothing was promoted (--promote never)."]
+    if session.plan.study.is_comparison:
+        return ["Nothing was promoted: a comparison selects nothing."]
+    if found.best is None or found.best.value is None:
+        return ["Nothing was promoted: no trial has a result."]
+    lines = [_promote_candidate(session, recorder, client, found.best, found.best.value)]
+    if verdict is not None and session.request.promote == "champion":
+        lines.append(_promote_champion(session, recorder, client, found, verdict))
+    return lines
+
+
+def _model(session: Session) -> str:
+    data = session.plan.baseline.data
+    return promotion.model_name(data.source, data.target)
+
+
+def _version(session: Session, recorder: Recorder, name: str, more: Mapping[str, str]) -> promotion.Promoted:
+    from mmfa.data.store import open_store
+
+    data = session.plan.baseline.data
+    lineage = next(lineage for lineage in session.lineages() if lineage.name == name)
+    return promotion.Promoted(
+        name=_model(session),
+        run_id=recorder.run_of(name),
+        export=session.folder_of(name) / EXPORT,
+        probe=open_store(session.stores.paths[data.target]).images[:PROBE_IMAGES],
+        tags={
+            "mmfa.study": session.study_id,
+            "mmfa.lineage": name,
+            "selection.labels": session.plan.labels,
+            "config": session.config_of(lineage).to_json(),
+            **judged_by(session),
+            **more,
+        },
+        check=session.lease.check,
+    )
+
+
+def _promote_candidate(
+    session: Session, recorder: Recorder, client: MlflowClient, best: outcomes.Row, value: float
+) -> str:
+    more = {"objective": session.plan.metric, "objective.value": repr(value)}
+    return promotion.promote_candidate(client, _version(session, recorder, best.name, more), value=value)
+
+
+def _promote_champion(
+    session: Session,
+    recorder: Recorder,
+    client: MlflowClient,
+    found: outcomes.Outcome,
+    verdict: Mapping[str, Any],
+) -> str:
+    """A champion is made by its verdict alone; its weights are those of the first fresh seed, not of the best one."""
+    stays = f"{_model(session)}@{promotion.CHAMPION} was not moved"
+    if session.plan.labels == "oracle":
+        return f"{stays}: an oracle study chose by the labels that judge."
+    settled = confirm.read(session.registry)
+    assert settled is not None
+    against = confirm.CHAMPION if settled.champion not in ("", confirm.BASELINE) else confirm.BASELINE
+    winners = [one for one in verdict["judgements"] if one["against"] == against and one["word"] == "BEATS"]
+    if not winners:
+        return (
+            f"{stays}: no setting BEATS {'the standing champion' if against == confirm.CHAMPION else 'the baseline'}."
+        )
+    best = max(winners, key=lambda one: one["contrast"]["delta"])
+    first = min(confirm.of_setting(found, best["candidate"]), key=lambda row: row.name)
+    contrast = best["contrast"]
+    more = {
+        "verdict": best["word"],
+        "verdict.against": against,
+        "verdict.delta": repr(contrast["delta"]),
+        "verdict.p_adjusted": repr(best["p_adjusted"]),
+        "verdict.n": f"{contrast['n_candidate']} and {contrast['n_other']}",
+        "verdict.mean": repr(contrast["mean_candidate"]),
+    }
+    return promotion.promote_champion(
+        client, _version(session, recorder, first.name, more), challenged=settled.champion_version
+    )
+
+
+def _close(session: Session, recorder: Recorder, report: summary.Report, promoted: list[str]) -> None:
+    """Close the study's run and write the outcome beside the databases."""
+    found, verdict = report.outcome, report.verdict
+    record = found.to_json() | {"study": session.study_id, "question": session.plan.study.question} | dict(report.more)
+    page = summary.page(
+        report,
+        study_id=session.study_id,
+        command=session.request.command,
+        commits=session.registry.study.user_attrs["commits"],
+        seconds=session.training_seconds(),
+    )
+    out = session.request.places.out
+    files = {f"{session.study_id}.json": json.dumps(record, indent=1), f"{session.study_id}.txt": page}
+    if verdict is not None:
+        files[f"{session.study_id}.verdict.json"] = files["verdict.json"] = json.dumps(verdict, indent=1)
+    for name, content in files.items():
+        temporary = (out / name).with_suffix(".tmp")
+        temporary.write_text(content)
+        temporary.replace(out / name)
+    metrics: dict[str, float] = {}
+    if found.best is not None and found.best.value is not None:
+        metrics[f"best/{found.metric}"] = found.best.value
+    if found.baseline is not None and found.baseline.value is not None:
+        metrics[f"baseline/{found.metric}"] = found.baseline.value
+    artifacts: dict[str, Any] = {
+        "outcome.json": record,
+        "result.txt": page,
+        "study.json": session.plan.study.model_dump(mode="json"),
+        "baseline.json": session.plan.baseline.flatten(),
+        "test_label_readings.json": judging.counted(session) | {"readings": session.readings()},
+    }
+    tags = {"best": found.best.name if found.best else "none", "promotion": " ".join(promoted)}
+    if verdict is not None:
+        artifacts["verdict.json"] = verdict
+        tags |= {f"verdict.{one['candidate']}.{one['against']}": one["word"] for one in verdict["judgements"]}
+        for one in verdict["judgements"]:
+            metrics[f"verdict/{one['candidate']}/{one['against']}/delta"] = one["contrast"]["delta"]
+    recorder.finish_study(metrics=metrics, tags=tags, artifacts=artifacts)
+
+
+def _where(session: Session, console: Console) -> None:
+    where = session.request.places
+    console.say(f"Result: {where.out / session.study_id}.txt and .json")
+    if where.tracking.startswith(("http://", "https://")):
+        console.say(f"MLflow: {where.tracking}")
+    else:
+        console.say("To compare the runs in MLflow, type this and open http://127.0.0.1:5000:")
+        console.command(
+            shlex.join([session.request.python, "-m", "mlflow", "ui", "--backend-store-uri", where.tracking])
+        )
