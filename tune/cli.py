@@ -60,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    result.add_argument("command", nargs="?", default="run", help="run (the default, and so far the only one)")
+    result.add_argument("command", nargs="?", default="run", help="run (the default), or replay (see replay --help)")
     _add_what(result.add_argument_group("what to run"))
     _add_where(result.add_argument_group("where things are", "Everything not given lies under --out."))
     _add_how(result.add_argument_group("how it runs"))
@@ -162,6 +162,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     try:
+        if arguments[:1] == ["replay"]:
+            from tune import replay
+
+            return replay.main(arguments[1:])
         return _main(parser().parse_args(arguments), arguments)
     except MmfaError as error:
         sys.stderr.write(f"mmfa-study: {error}\n")
@@ -185,7 +189,9 @@ def entry() -> NoReturn:
 
 def _main(options: argparse.Namespace, arguments: list[str]) -> int:
     if options.command != "run":
-        raise ConfigError(f"{options.command!r} is not a command; the only one is 'run', which may be left out.")
+        raise ConfigError(
+            f"{options.command!r} is not a command; there are 'run', which may be left out, and 'replay'."
+        )
     if options.list:
         return _list()
     if options.study is None:

@@ -25,7 +25,6 @@ from tune.ledger import Ledger, StageLedger
 from tune.places import first_line
 from tune.recorder import Recorder
 from tune.session import Request, Session, open_session
-from tune.trainable import read_result
 
 logger = logging.getLogger(__name__)
 
@@ -138,9 +137,10 @@ def _recorder(session: Session, client: MlflowClient, experiment: str, console: 
         )
     tags["git.commits"] = ", ".join(commits)
     params = {"study": plan.study.name, "profile": plan.profile, "seed": plan.baseline.run.seed}
+    params |= {f"criteria.{name}": value for name, value in plan.criteria.items()}
     recorder.open(name=session.study_id, params=params, note=f"**{plan.study.question}**")
     over = [(lineage, session.config_of(lineage)) for lineage in session.lineages() if lineage.terminal]
-    recorder.catch_up(over, lambda name: read_result(session.folder_of(name)))
+    recorder.catch_up(over, session.record_of)
     return recorder
 
 
@@ -248,7 +248,6 @@ def _tuner(searcher: search.StudySearcher, resources: dict[str, float], workers:
         ray.tune.with_resources(trainable.run, resources),
         tune_config=ray.tune.TuneConfig(
             search_alg=searcher,
-            scheduler=search.Pruner(searcher),
             num_samples=-1,
             max_concurrent_trials=workers,
             reuse_actors=True,

@@ -16,28 +16,38 @@ from tune.trainable import PROBE
 
 
 def of(rows: Sequence[Row], folders: Mapping[str, Path], *, objective: str) -> list[dict[str, Any]]:
-    """Return the table as plain data, the oracle last.
+    """Return the table of a search that is just over, as plain data, the oracle last.
 
     Args:
         rows: trials of the search.
         folders: of their lineages, with their probes.
         objective: what the study chose by.
     """
-    done = [row for row in rows if row.value is not None]
-    metrics = [dict(row.metrics) | {objective: row.value or 0.0} for row in done]
+    done = {row.name: row for row in rows if row.value is not None}
+    metrics = {name: dict(row.metrics) | {objective: row.value or 0.0} for name, row in done.items()}
     probes = {}
-    for row in done:
+    for name in done:
         try:
-            probes[row.name] = Probe.load(folders[row.name] / PROBE)
-        except CheckpointError:  # criteria that need it then say n
+            probes[name] = Probe.load(folders[name] / PROBE)
+        except CheckpointError:  # criteria that need it then have a smaller n
             continue
-    for name, value in criteria.ensv({name: probe for name, probe in probes.items() if probe.finite}).items():
-        metrics[[row.name for row in done].index(name)][criteria.ENSV] = value
-    return table(metrics, [row.name for row in done], more=[objective])
+    return table(metrics, probes, first=[objective])
 
 
-def table(metrics: Sequence[Mapping[str, float]], names: Sequence[str], *, more: Sequence[str]) -> list[dict[str, Any]]:
-    """Return the regret of every criterion that at least one trial has, and of ``more``, the study's own first."""
-    wanted = list(dict.fromkeys([*more, *CRITERIA, criteria.ENSV]))
-    known = [name for name in wanted if any(name in trial for trial in metrics)]
-    return [dataclasses.asdict(one) for one in regret.selection_regret(metrics, names=names, criteria=known)]
+def table(
+    metrics: Mapping[str, Mapping[str, float]], probes: Mapping[str, Probe], *, first: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Return the regret of every criterion that at least one trial has, as plain data, the oracle last.
+
+    Args:
+        metrics: by trial.
+        probes: by trial, for the criterion that needs all of them at once.
+        first: names of more criteria among the metrics, which head the table.
+    """
+    ensemble = criteria.ensv({name: probe for name, probe in probes.items() if probe.finite})
+    shares = {name: {criteria.ENSV: value} for name, value in ensemble.items()}
+    trials = [{**values, **shares.get(name, {})} for name, values in metrics.items()]
+    wanted = dict.fromkeys([*first, *CRITERIA, criteria.ENSV])
+    known = [name for name in wanted if any(name in trial for trial in trials)]
+    found = regret.selection_regret(trials, names=list(metrics), criteria=known)
+    return [dataclasses.asdict(one) for one in found]

@@ -11,7 +11,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import optuna
-import ray.tune.schedulers
 import ray.tune.search
 import scipy.stats.qmc
 
@@ -21,7 +20,7 @@ from studies.spec import Choices, Scalar
 from tune import doctor, scoring
 from tune.interrupt import Stop
 from tune.ledger import Lineage, StageLedger
-from tune.trainable import ERROR, ROW, Job, as_config, write_pruned
+from tune.trainable import ERROR, ROW, Job, as_config, mark_pruned
 
 logger = logging.getLogger(__name__)
 
@@ -142,6 +141,7 @@ def prepare(plan: Plan, stages: Stages) -> None:
             stage.enqueue_fixed(plan.controls)
         if stage.stage in FIXED:
             continue
+        stage.study.pruner = pruner(plan)
         arm = plan.arm(stage.stage)
         first = len(stage.lineages())
         if plan.study.is_comparison:
@@ -152,16 +152,9 @@ def prepare(plan: Plan, stages: Stages) -> None:
             stage.enqueue(start_up_point(plan, arm, index))
 
 
-class Pruner(ray.tune.schedulers.FIFOScheduler):
-    """Ends a trial where the ledger's pruner says so; Tune asks its scheduler before it tells its searcher."""
-
-    def __init__(self, searcher: StudySearcher) -> None:
-        super().__init__()
-        self._searcher = searcher
-
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """Return whether the trial goes on."""
-        return str(self.STOP if self._searcher.prunes(trial.trial_id, result) else self.CONTINUE)
+def scored(plan: Plan, stage: str, metrics: Mapping[str, float], value: float) -> dict[str, float]:
+    """Return a trial's metrics with its objective, which the worker does not know where it depends on other trials."""
+    return {**metrics, **({} if stage == CONTROLS else {plan.metric: value})}
 
 
 class StudySearcher(ray.tune.search.Searcher):
@@ -190,8 +183,7 @@ class StudySearcher(ray.tune.search.Searcher):
         self._plan, self._stages, self._make_job = plan, stages, make_job
         self._observers, self._stop, self._baseline = observers, stop, baseline
         self._live: dict[str, tuple[StageLedger, Lineage, optuna.Trial]] = {}
-        self._history: dict[str, dict[int, dict[str, Any]]] = {}
-        self._pruned: set[str] = set()
+        self._reported: dict[str, set[int]] = {}
         self.failures: dict[str, str] = {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
@@ -201,7 +193,7 @@ class StudySearcher(ray.tune.search.Searcher):
                 lineage = stage.lineage_of(trial.number)
                 config = config_of(self._plan, lineage)
                 self._live[trial_id] = (stage, lineage, trial)
-                self._history[lineage.name] = {}
+                self._reported[lineage.name] = set()
                 for observer in self._observers:
                     observer.trial_started(lineage, config)
                 return as_config(self._make_job(lineage, config))
@@ -229,23 +221,20 @@ class StudySearcher(ray.tune.search.Searcher):
             suggest(trial, self._plan, self._plan.arm(stage.stage))
         return trial
 
-    def prunes(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Pass an epoch on to the ledger and the observers; return whether the trial is to end here."""
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Pass an epoch on to the ledger and the observers, and mark a trial that is to end there."""
         if trial_id not in self._live or "epoch" not in (row := json.loads(result[ROW])):
-            return False
+            return
         stage, lineage, trial = self._live[trial_id]
         self._epoch(stage, lineage, trial, row["epoch"])
         last = row["epoch"]["epoch"] == row["epoch"]["num_epochs"]
-        exempt = stage.stage in FIXED or lineage.name == self._plan.baseline_run or last
-        if self._plan.study.pruning is None or exempt or not trial.should_prune():
-            return False
-        self._pruned.add(trial_id)
-        return True
+        if self._prunable(stage.stage, lineage) and not last and trial.should_prune():
+            mark_pruned(self._make_job(lineage, config_of(self._plan, lineage)))
 
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Pass an epoch on to the ledger and the observers."""
-        if trial_id in self._live and "epoch" in (row := json.loads(result[ROW])):
-            self._epoch(*self._live[trial_id], row["epoch"])
+    def _prunable(self, stage: str, lineage: Lineage) -> bool:
+        """Whether [pruning] may end a trial: never the baseline's, a control's or a confirmation's."""
+        exempt = stage in FIXED or lineage.name == self._plan.baseline_run
+        return self._plan.study.pruning is not None and not exempt
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tell the ledger how a trial ended; the last row may be known here only."""
@@ -253,8 +242,6 @@ class StudySearcher(ray.tune.search.Searcher):
             return None
         stage, lineage, trial = self._live.pop(trial_id)
         row = json.loads((result or {}).get(ROW, "{}"))
-        if trial_id in self._pruned:
-            return self._prune(stage, lineage, trial)
         if error or "result" not in row:
             reason = row.get("failed") or self._last_words(lineage, trial)
             stage.lose(trial, reason=reason)
@@ -265,23 +252,18 @@ class StudySearcher(ray.tune.search.Searcher):
             self._epoch(stage, lineage, trial, report)
         if record["outcome"] == "diverged":
             stage.diverge(trial, reason=record["reason"])
+        elif record["outcome"] == "pruned":
+            stage.prune(trial, reason=record["reason"])
         else:
             metrics = record["metrics"]
             aligns = doctor.aligns(record["config"])
-            stage.complete(trial, value=self._value(stage.stage, metrics, aligns=aligns), metrics=metrics)
+            value = self._value(stage.stage, metrics, aligns=aligns)
+            stage.complete(trial, value=value, metrics=metrics)
+            record = {**record, "metrics": scored(self._plan, stage.stage, metrics, value)}
         self._tell(lineage.name, record["outcome"], record)
         if record["outcome"] == "diverged" and lineage.name == self._plan.baseline_run:
             self._stop.end(f"the baseline diverged: {record['reason']}")
         return None
-
-    def _prune(self, stage: StageLedger, lineage: Lineage, trial: optuna.Trial) -> None:
-        """Close a trial that was ended early; what it reported becomes its record."""
-        history = list(self._history[lineage.name].values())
-        reason = f"ended early by [pruning], after epoch {history[-1]['epoch']} of {history[-1]['num_epochs']}"
-        job = self._make_job(lineage, config_of(self._plan, lineage))
-        record = write_pruned(job, history=history, reason=reason)
-        stage.prune(trial, reason=reason)
-        self._tell(lineage.name, "pruned", record)
 
     def _value(self, stage: str, metrics: Mapping[str, float], *, aligns: bool) -> float:
         """Return what the ledger keeps as a trial's value: the objective, seen through the label firewall."""
@@ -304,9 +286,9 @@ class StudySearcher(ray.tune.search.Searcher):
         return None if seen is None else scoring.score(seen)
 
     def _epoch(self, stage: StageLedger, lineage: Lineage, trial: optuna.Trial, report: dict[str, Any]) -> None:
-        if report["epoch"] in self._history[lineage.name]:
+        if report["epoch"] in self._reported[lineage.name]:
             return
-        self._history[lineage.name][report["epoch"]] = report
+        self._reported[lineage.name].add(report["epoch"])
         if (value := self._on_the_way(report["metrics"])) is not None:
             stage.report(trial, value=value, step=report["epoch"])
         for observer in self._observers:

@@ -106,6 +106,19 @@ class Session:
                 told += [f"{lineage.name}: {note}" for note in read_result(self.folder_of(lineage.name))["notes"]]
         return told
 
+    def record_of(self, name: str) -> dict[str, Any]:
+        """Return the record of a finished lineage, with its objective.
+
+        Raises:
+            CheckpointError: no record, or a damaged one.
+        """
+        record = read_result(self.folder_of(name))
+        last = next(lineage.last for lineage in self.lineages() if lineage.name == name)
+        if record["outcome"] != "complete" or last.value is None:
+            return record
+        stage = name.partition("/")[0]
+        return {**record, "metrics": search.scored(self.plan, stage, record["metrics"], last.value)}
+
     def training_seconds(self) -> list[float]:
         """Return the time that each finished training took, its evaluation included."""
         found = []
@@ -186,6 +199,7 @@ class Session:
             threads=self.request.cpus_per_trial,
             reading=self._reading(lineage),
             criteria=self.plan.criteria,
+            prunable=self.plan.study.pruning is not None and lineage.stage not in search.FIXED,
             criteria_each_epoch=self.plan.labels == "none" and self.plan.study.pruning is not None,
         )
 

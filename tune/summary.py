@@ -22,6 +22,7 @@ from tune.wording import percent, points, short, symbol
 
 LABEL_FREE = "label_free/score"
 PAGE_WIDTH = 110
+REGRET = "Which trial each criterion would have promoted, its target mAP, and what that costs in points"
 MANY = 4
 """Dimensions beyond which a row names only those that differ."""
 TITLES = {"source_only": "source only (control)", "target_bn": "target in BN (control)"}
@@ -101,14 +102,14 @@ def verdict_table(plan: Plan, verdict: Mapping[str, Any]) -> Table:
 
 def regret_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Return one row per criterion: the trial that it would have promoted, and what that costs in target mAP."""
-    result = Table(box=rich.box.SIMPLE_HEAD, pad_edge=False, title="Selection regret", title_justify="left")
+    result = Table(box=rich.box.SIMPLE_HEAD, pad_edge=False, title=REGRET, title_justify="left")
     result.add_column("criterion", no_wrap=True)
-    for name in ("n", "promotes", "target mAP %", "cost points", "Spearman"):
+    for name in ("n", "promotes", "mAP %", "cost", "Spearman"):
         result.add_column(name, justify="right", no_wrap=True)
     for row in rows:
-        rho = "–" if row["rho"] is None else f"{row['rho']:+.2f} (p = {row['p']:.2g})"
+        rho = "–" if row["rho"] is None else f"{row['rho']:+.2f}"
         cost = "–" if row["cost"] is None else f"{100 * row['cost']:.1f}"
-        name = "oracle (official test labels)" if row["criterion"] == "target/mAP" else row["criterion"]
+        name = "target/mAP (oracle)" if row["criterion"] == "target/mAP" else row["criterion"]
         result.add_row(name, str(row["n"]), row["promoted"] or "–", percent(row["target"]), cost, rho)
     return result
 

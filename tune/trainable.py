@@ -39,6 +39,8 @@ EXPORT = "export"
 JOURNAL = "journal.jsonl"
 READINGS = "readings.jsonl"
 PROBE = "probe.npz"
+PRUNED = "pruned"
+"""Mark of the driver: this lineage ends where it stands."""
 ERROR = "error.txt"
 ROW = "mmfa"
 """Key of a Tune result that holds a row of :func:`train` as JSON."""
@@ -63,6 +65,8 @@ class Job:
     """Settings of the label-free criteria."""
     criteria_each_epoch: bool = False
     """Whether they are taken after every epoch, for pruning by them."""
+    prunable: bool = False
+    """Whether the driver may end the trial early: it then waits for the driver after every epoch."""
 
     @property
     def fence(self) -> Fence:
@@ -81,8 +85,8 @@ def run(config: dict[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / ERROR).unlink(missing_ok=True)
     try:
-        # A report waits for the driver; the next epoch does not wait for the report.
-        for row in prefetch(train(job)):
+        # A report waits for the driver; the next epoch waits for the report only where the driver may end it there.
+        for row in train(job) if job.prunable else prefetch(train(job)):
             ray.tune.report({ROW: json.dumps(row)})  # as text: Tune flattens nested results
     except Exception:
         (folder / ERROR).write_text(traceback.format_exc())
@@ -130,11 +134,13 @@ def _train(job: Job, notes: list[str]) -> Iterator[dict[str, Any]]:
     for report in training.history:
         yield {"epoch": epoch_row(report)}
     try:
-        for report in training.epochs():
+        for report in training.epochs() if not _is_pruned(job) else ():
             _save(job, training)
             early = _criteria(job, training) if job.criteria_each_epoch and report.epoch < report.num_epochs else {}
             yield {"epoch": epoch_row(report, more=early)}
-        outcome = _judge(job, training) | {"outcome": "complete"}
+            if _is_pruned(job):
+                break
+        outcome = _pruned(training) if _is_pruned(job) else _judge(job, training) | {"outcome": "complete"}
     except DivergedError as error:
         outcome = {"outcome": "diverged", "reason": str(error)}
     if outcome["outcome"] == "complete":
@@ -142,6 +148,15 @@ def _train(job: Job, notes: list[str]) -> Iterator[dict[str, Any]]:
     record = _record(job, training) | {"started_at": started, "notes": notes} | outcome
     _finish(job, record)
     yield {"result": record}
+
+
+def _is_pruned(job: Job) -> bool:
+    return job.prunable and (Path(job.folder) / PRUNED).exists()
+
+
+def _pruned(training: Training) -> dict[str, Any]:
+    epoch, num_epochs = len(training.history), training.config.optim.num_epochs
+    return {"outcome": "pruned", "reason": f"ended early by [pruning], after epoch {epoch} of {num_epochs}"}
 
 
 def _judge(job: Job, training: Training) -> dict[str, Any]:
@@ -200,25 +215,9 @@ def read_readings(folder: Path) -> list[dict[str, Any]]:
     return found
 
 
-def write_pruned(job: Job, *, history: list[dict[str, Any]], reason: str) -> dict[str, Any]:
-    """Write the record of a lineage that was ended early; called by the driver, which ended it."""
-    record = {
-        "name": job.name,
-        "reason": reason,
-        "config": json.loads(job.config),
-        "history": history,
-        "metrics": {},
-        "test": None,
-        "test_seconds": 0.0,
-        "attempt": job.attempt,
-        "pid": os.getpid(),
-        "threads": job.threads,
-        "started_at": history[0]["ended_at"],
-        "notes": [],
-        "outcome": "pruned",
-    }
-    _finish(job, record)
-    return record
+def mark_pruned(job: Job) -> None:
+    """Have a trial end after the epoch that it has just reported; called by the driver."""
+    (Path(job.folder) / PRUNED).touch()
 
 
 def read_result(folder: Path) -> dict[str, Any]:
@@ -307,6 +306,7 @@ def _finish(job: Job, record: dict[str, Any]) -> None:
         os.fsync(file.fileno())
     job.fence.check()
     temporary.replace(folder / RESULT)
+    (folder / PRUNED).unlink(missing_ok=True)
     for attempt in folder.glob("attempt-*"):
         shutil.rmtree(attempt, ignore_errors=True)
 
