@@ -20,6 +20,9 @@ TINY = """
 question = "Does a study survive?"
 trials = 4
 start_up = 2
+[protocol]
+baseline_seeds = 1
+confirm_seeds = 2
 [fixed]
 "optim.num_epochs" = 3
 "optim.warmup_epochs" = 1
@@ -37,11 +40,12 @@ QUICK = TINY.replace("[fixed]", '[fixed]\n"data.image_height" = 32\n"data.image_
 class Driver:
     """One study: its folder, its command, its processes."""
 
-    def __init__(self, folder, *, cache, study=TINY, lease_seconds=20):
+    def __init__(self, folder, *, cache, study=TINY, lease_seconds=20, quick=False):
         self.out = folder / "out"
         self.file = folder / "tiny.toml"
         self.file.write_text(study)
         self.command = [sys.executable, str(ROOT / "tune" / "run_study.py"), "--study", str(self.file)]
+        self.command += ["--quick"] if quick else []
         self.command += ["--out", str(self.out), "--cache-dir", str(cache), "--lease-seconds", str(lease_seconds)]
         self.process = None
 
@@ -105,9 +109,7 @@ class Driver:
         """Return the Optuna trials by stage."""
         storage = optuna.storages.RDBStorage(f"sqlite:///{self.out / 'ledger.db'}")
         return {
-            "controls" if name.endswith("/controls") else "search": optuna.load_study(
-                study_name=name, storage=storage
-            ).trials
+            name.partition("/")[2] or "search": optuna.load_study(study_name=name, storage=storage).trials
             for name in optuna.get_all_study_names(storage)
         }
 
@@ -117,19 +119,19 @@ class Driver:
         return [run for e in client.search_experiments() for run in client.search_runs([e.experiment_id])]
 
 
-def check_exactly_once(driver, *, trials, epochs):
+def check_exactly_once(driver, *, trials, epochs, confirmations):
     """The promise: N terminal lineages, each epoch trained once, one closed MLflow run per lineage, no point twice."""
     stages = driver.ledger()
-    for stage, number in (("controls", 2), ("search", trials)):
+    for stage, number in (("controls", 2), ("search", trials), ("confirm", confirmations)):
         lineages = collections.defaultdict(list)
-        for trial in stages[stage]:
+        for trial in stages.get(stage, []):
             first = trial.user_attrs.get("lineage", len(lineages))
             lineages[first].append(trial)
         assert len(lineages) == number
         ends = [attempts[-1].state.name for attempts in lineages.values()]
         assert ends == ["COMPLETE"] * number
-        assert not [trial for trial in stages[stage] if trial.state.name in ("RUNNING", "WAITING")]
-        assert sum(trial.state.name == "COMPLETE" for trial in stages[stage]) == number
+        assert not [trial for trial in stages.get(stage, []) if trial.state.name in ("RUNNING", "WAITING")]
+        assert sum(trial.state.name == "COMPLETE" for trial in stages.get(stage, [])) == number
         for attempts in lineages.values():
             assert sorted(attempts[-1].intermediate_values) == list(range(1, epochs + 1))
     points = [tuple(t.params.values()) for t in stages["search"] if t.state.name == "COMPLETE"]
@@ -137,11 +139,13 @@ def check_exactly_once(driver, *, trials, epochs):
 
     counted = collections.Counter(driver.epochs())
     assert set(counted.values()) == {1}, "an epoch was trained and committed twice"
-    assert len(counted) >= (trials + 2) * epochs - 2, "only a kill between a commit and its journal line may hide one"
+    assert len(counted) >= (trials + 2 + confirmations) * epochs - 2, (
+        "only a kill between a commit and its journal line may hide one"
+    )
 
     runs = driver.runs()
     by_lineage = collections.Counter(run.data.tags.get("mmfa.lineage", "study") for run in runs)
-    assert set(by_lineage.values()) == {1} and len(by_lineage) == trials + 3
+    assert set(by_lineage.values()) == {1} and len(by_lineage) == trials + 3 + confirmations
     assert {run.info.status for run in runs} == {"FINISHED"}
     check_metrics(driver, epochs)
     assert not list(driver.out.glob("storage/*/ray-*")) and not list(driver.out.glob("storage/*/*/attempt-*"))
@@ -158,11 +162,9 @@ def check_metrics(driver, epochs):
     assert len(rows) == len({(lineage, step) for lineage, step, _ in rows})
     recorded = {(lineage, step): value for lineage, step, value in rows}
     stages = driver.ledger()
-    for stage in stages.values():
+    for kind, stage in stages.items():
         for number, trial in enumerate(t for t in stage if "lineage" not in t.user_attrs):
-            name = (
-                f"controls/{trial.user_attrs['control']}" if "control" in trial.user_attrs else f"search/{number:04d}"
-            )
+            name = f"{kind}/{trial.user_attrs.get('name', f'{number:04d}')}"
             attempts = [t for t in stage if t.user_attrs.get("lineage", -1) == number] or [trial]
             for step in range(1, epochs + 1):
                 assert recorded[name, step] == attempts[-1].intermediate_values[step]

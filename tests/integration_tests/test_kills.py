@@ -7,7 +7,7 @@ import signal
 import time
 
 import pytest
-from integration_tests.driver import Driver, check_exactly_once
+from integration_tests.driver import TINY, Driver, check_exactly_once
 
 pytestmark = pytest.mark.slow
 EPOCHS, TRIALS = 3, 4
@@ -15,21 +15,29 @@ EPOCHS, TRIALS = 3, 4
 
 @pytest.fixture
 def driver(tmp_path, embedded_cache):
-    driver = Driver(tmp_path, cache=embedded_cache)
+    driver = Driver(tmp_path, cache=embedded_cache, quick=True)
     yield driver
     driver.end()
 
 
-def test_driver_killed_at_random_moments(driver):
+@pytest.fixture
+def confirming(tmp_path, embedded_cache):
+    driver = Driver(tmp_path, cache=embedded_cache, study=TINY.replace("trials = 4", "trials = 3"))
+    yield driver
+    driver.end()
+
+
+def test_driver_killed_at_random_moments(confirming):
     """SIGKILLs of the driver at any moment and of a worker, one Ctrl-C; then the command runs to its end."""
+    driver = confirming
     seed = random.SystemRandom().randrange(2**32)
     print(f"moments drawn with seed {seed}")  # pytest shows it where the test fails
     moments = random.Random(seed)
     driver.start()
     time.sleep(moments.uniform(0, 15))  # while it checks, asks, or starts Ray
     driver.kill()
-    for kind in ("driver", "worker", "driver", "interrupt"):
-        target = len(driver.epochs()) + moments.randint(1, 3)
+    for kind in ("driver", "worker", "driver", "interrupt", "driver"):
+        target = len(driver.epochs()) + moments.randint(1, 6)
         driver.start()
         driver.wait_for(lambda target=target: len(driver.epochs()) >= target)
         time.sleep(moments.random())
@@ -44,13 +52,17 @@ def test_driver_killed_at_random_moments(driver):
     assert "Interrupted" in (driver.out.parent / "log.txt").read_text()
     code, text = driver.run()
     assert code == 0, text
-    check_exactly_once(driver, trials=TRIALS, epochs=EPOCHS)
-    assert "Promoted: mmfa-embedded-source-to-embedded-target@candidate is now version 1." in text
+    check_exactly_once(driver, trials=3, epochs=EPOCHS, confirmations=6)
+    assert "Promoted: mmfa-embedded-source-to-embedded-target@candidate is now version 1;" in text
+    verdict = json.loads((driver.out / "verdict.json").read_text())
+    assert [one["word"] for one in verdict["judgements"]] and verdict["looks"] == 1
 
     code, again = driver.run()
     assert code == 0 and "is finished: here is its result again" in again
     assert "is this trial already (version 1)" in again
-    check_exactly_once(driver, trials=TRIALS, epochs=EPOCHS)
+    check_exactly_once(driver, trials=3, epochs=EPOCHS, confirmations=6)
+    judged = json.loads((driver.out / "verdict.json").read_text())
+    assert {**judged, "written_at": 0} == {**verdict, "written_at": 0}, "a result that is shown again is the same"
     for line in re.findall(r"search/\d+ .*complete", text):
         assert line not in again, "nothing is trained again"
 
@@ -65,7 +77,7 @@ def test_a_ray_that_dies_ends_the_command_and_not_the_study(driver):
     assert "Traceback" not in text
     code, text = driver.run()
     assert code == 0, text
-    check_exactly_once(driver, trials=TRIALS, epochs=EPOCHS)
+    check_exactly_once(driver, trials=TRIALS, epochs=EPOCHS, confirmations=0)
 
 
 def test_second_driver_is_refused_and_a_thawed_one_changes_nothing(driver, request):
@@ -89,7 +101,7 @@ def test_second_driver_is_refused_and_a_thawed_one_changes_nothing(driver, reque
     assert frozen.process.wait(90) == 1
     assert driver.process.wait(300) == 0, log.read_text()
     assert "taken over" in log.read_text()
-    check_exactly_once(driver, trials=TRIALS, epochs=EPOCHS)
+    check_exactly_once(driver, trials=TRIALS, epochs=EPOCHS, confirmations=0)
 
 
 def test_a_corrupt_checkpoint_is_set_aside_and_told(driver):

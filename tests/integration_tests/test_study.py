@@ -36,25 +36,48 @@ def client(study):
 
 def test_the_result_is_honest(study):
     driver, text = study
-    check_exactly_once(driver, trials=3, epochs=3)
+    check_exactly_once(driver, trials=3, epochs=3, confirmations=6)
     (file,) = driver.out.glob("tiny-*.json")
     outcome = json.loads(file.read_text())
-    rows = {row["role"]: row for row in outcome["rows"]}
-    best = max(
-        (row for row in outcome["rows"] if row["role"] in ("baseline", "candidate")), key=lambda row: row["value"]
-    )
+    rows = {row["name"]: row for row in outcome["rows"]}
+    allowed = [row for row in rows.values() if row["arm"] == "search" and row["name"] not in outcome["vetoed"]]
+    best = max(allowed, key=lambda row: row["value"])
     assert outcome["best"] == best["name"]
-    assert best["difference"] == pytest.approx(best["value"] - rows["baseline"]["value"])
-    assert f"{100 * rows['baseline']['value']:.1f}" in text and "(n = 1)" in text
-    for sentence in ("confirms nothing yet", "selection.labels = target_val", "source only (control)", "target in BN"):
+    assert best["difference"] == pytest.approx(best["value"] - rows["search/0000"]["value"])
+    assert f"{100 * rows['search/0000']['value']:.1f}" in text
+    for sentence in ("Asked:", "Found:", "How sure:", "Labels:", "Next:", "selection.labels = target_val",
+                     "source only (control)", "target in BN (control)", "over n = 2 and 2 fresh seeds"):  # fmt: skip
         assert sentence in text
+
+
+def test_the_verdict_is_of_fresh_seeds_and_every_reading_is_counted(study):
+    driver, text = study
+    verdict = json.loads((driver.out / "verdict.json").read_text())
+    (one,) = verdict["judgements"]
+    assert f"{one['word']}: " in text and one["against"] == "baseline"
+    confirmed = {}
+    for file in driver.out.glob("storage/*/confirm-*/result.json"):
+        record = json.loads(file.read_text())
+        seed = int(record["config"]["run.seed"])
+        assert seed in (1000, 1001)
+        confirmed.setdefault(record["name"].rpartition("-s")[0], []).append(record["metrics"]["target/mAP"])
+    means = {name.removeprefix("confirm/"): sum(values) / 2 for name, values in confirmed.items()}
+    assert means.keys() == {"baseline", one["candidate"], f"{one['candidate']}-matched"}
+    assert one["contrast"]["delta"] == pytest.approx(means[one["candidate"]] - means["baseline"])
+    assert one["alignment"]["delta"] == pytest.approx(means[one["candidate"]] - means[f"{one['candidate']}-matched"])
+    low, high = one["contrast"]["interval"]
+    assert low < one["contrast"]["delta"] < high
+    # 5 trials and controls, 6 confirmations, the verdict, the regret table
+    assert verdict["readings"]["total"] == 13 and "They were read 13 times" in text
+    assert verdict["registered"]["protocol"]["delta_min"] == 1.0
+    assert verdict["registered"]["at"] < verdict["written_at"]
 
 
 def test_runs_carry_what_a_reviewer_asks(study, client):
     runs = study[0].runs()
     (parent,) = [run for run in runs if "mmfa.lineage" not in run.data.tags]
     children = [run for run in runs if run is not parent]
-    assert len(children) == 5
+    assert len(children) == 11
     for run in children:
         tags, metrics = run.data.tags, run.data.metrics
         assert tags["mlflow.parentRunId"] == parent.info.run_id and tags["selection.labels"] == "target_val"
@@ -65,6 +88,10 @@ def test_runs_carry_what_a_reviewer_asks(study, client):
         cmc = [m.value for m in client.get_metric_history(run.info.run_id, "cmc/target")]
         assert len(cmc) == 50 and cmc == sorted(cmc) and cmc[0] == metrics["target/rank1"]
     by_role = {run.data.tags["role"]: run for run in children}
+    assert {"cluster/silhouette", "pseudo/xcam_mAP", "probe/effective_rank"} <= set(by_role["candidate"].data.metrics)
+    assert "probe.npz" in [file.path for file in client.list_artifacts(by_role["candidate"].info.run_id)]
+    kept = {file.path for file in client.list_artifacts(parent.info.run_id)}
+    assert {"verdict.json", "outcome.json", "result.txt", "study.json", "test_label_readings.json"} <= kept
     assert by_role["source_only"].data.params["data.use_target"] == "False"
     assert "mmd/kernel_liveness" in by_role["baseline"].data.metrics
     assert "mmd/kernel_liveness" not in by_role["source_only"].data.metrics
@@ -99,28 +126,29 @@ def test_the_candidate_embeds_as_the_trial_did(study, client, embedded_cache):
         mlflow.pyfunc.load_model(f"models:/{NAME}@candidate").predict(images.astype(np.float32))
 
 
-def test_a_worse_study_does_not_take_the_alias(study, client, embedded_cache):
+def test_quick_confirms_nothing_says_so_and_goes_on_from_there(study, client):
+    """Another seed of the same question: worse, quick, then whole and with more seeds."""
     driver, _ = study
     before = client.get_model_version_by_alias(NAME, "candidate").version
-    code, text = driver.run("--trials", "1", "--set", "optim.learning_rate=0.0001", "--seed", "1")
-    assert code == 0 and re.search(
-        rf"Nothing was promoted: .*@candidate stays version {before} of tiny-\w+: it", text
-    ), text
+    other = ["--trials", "2", "--set", "optim.learning_rate=0.0001", "--seed", "1"]
+    code, text = driver.run(*other, "--quick")
+    assert code == 0 and "Nothing is confirmed (--quick)" in text, text
+    stays = rf"Nothing was promoted: .*@candidate stays version {before} of tiny-\w+: it"
+    assert re.search(stays, text) and "4 to go" in text, text
+    code, text = driver.run(*other, "--promote", "never")
+    assert code == 0 and "4 trainings are over" in text and "search/" not in text.split("To be confirmed")[0], text
+    assert "Nothing was promoted (--promote never)" in text
     assert client.get_model_version_by_alias(NAME, "candidate").version == before
 
 
-def test_seeds_of_one_question_tell_the_noise(study):
-    driver, _ = study
-    code, text = driver.run("--trials", "1", "--seed", "2", "--promote", "never")
-    assert code == 0 and "over n = 2 seeds have sd" in text and "Nothing was promoted (--promote never)" in text, text
-
-
-def test_trials_may_grow_and_not_shrink(study):
+def test_a_study_grows_and_never_shrinks(study):
     driver, _ = study
     code, text = driver.run("--trials", "2")
     assert code == 2 and "may only grow: this study has 3, but --trials is 2" in text
-    code, text = driver.run("--trials", "4")
-    assert code == 0 and "search/0003 complete" in text and "search/0002" not in text.split("best:")[0], text
+    code, text = driver.run("--confirm-seeds", "3")
+    assert code == 0 and "11 trainings are over, 3 to go" in text and "p was multiplied by 6" in text, text
+    code, text = driver.run("--confirm-seeds", "2")
+    assert code == 2 and "may only grow: this study has 3, but --confirm-seeds is 2" in text
 
 
 def test_a_baseline_that_diverges_ends_the_study_with_a_sentence(tmp_path, embedded_cache):
