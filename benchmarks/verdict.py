@@ -23,6 +23,7 @@ import numpy as np
 from scipy import special
 
 from tune import provenance
+from tune.power import looks_factor
 from tune.verdict import Challenge, Judgement, Runs, expected_max_noise, hierarchical_bootstrap, judge, power
 
 TRIALS = 50
@@ -91,7 +92,7 @@ def false_words(studies):
 
 def false_words_of_looks(rng, num):
     """Return the shares of studies with any BEATS or WORSE at R = 5, 8 and 12, by what p is multiplied with."""
-    found = {"the looks so far": 0, "the three looks": 0}
+    found = {"the looks so far": 0, "the three looks": 0, "looks_factor, as the product has it": 0}
     for _ in range(num):
         candidate, baseline = rng.normal(BASE, SD, (2, LOOKS[-1])).tolist()
         words = {name: set() for name in found}
@@ -99,7 +100,7 @@ def false_words_of_looks(rng, num):
             challenge = Challenge(
                 candidate=arm("candidate", candidate[:num_seeds]), baseline=arm("baseline", baseline[:num_seeds])
             )
-            for name, looks in zip(found, (look, len(LOOKS)), strict=True):
+            for name, looks in zip(found, (look, len(LOOKS), looks_factor(look)), strict=True):
                 words[name].add(judge([challenge], delta_min=0.0, looks=looks)[0].word)
         for name in found:
             found[name] += words[name] != {"UNDETERMINED"}

@@ -38,7 +38,7 @@ def judge(session: Session, outcome: Outcome) -> dict[str, Any] | None:
     session.count_reading(f"verdict on {seeds} seeds; judged")
     minimum = plan.study.protocol.delta_min / 100
     found = {
-        against: verdict.judge(challenges, delta_min=minimum, alpha=ALPHA, looks=factor(looks))
+        against: verdict.judge(challenges, delta_min=minimum, alpha=ALPHA, looks=power.looks_factor(looks))
         for against, challenges in groups.items()
         if challenges
     }
@@ -47,21 +47,11 @@ def judge(session: Session, outcome: Outcome) -> dict[str, Any] | None:
     ]
     return _frame(session, outcome) | {
         "looks": looks,
-        "looks_factor": factor(looks),
+        "looks_factor": power.looks_factor(looks),
         "judgements": judged,
         "power": [_power(plan, outcome, against, len(found[against])) for against in found],
         "readings": counted(session),
     }
-
-
-def factor(looks: int) -> int:
-    """Return what p is multiplied by at a look: 1, 6, 12, 20, …
-
-    The first look is the planned one and spends α. Later ones were not planned, and nobody knows how many will follow:
-    with i (i + 1) all of them together spend at most α / 2 more, however many there are (Bonferroni; the sum of
-    1 / (i (i + 1)) from 2 on is 1 / 2).
-    """
-    return 1 if looks == 1 else looks * (looks + 1)
 
 
 def counted(session: Session) -> dict[str, Any]:
@@ -82,7 +72,7 @@ def _frame(session: Session, outcome: Outcome) -> dict[str, Any]:
     registered = {
         "at": attrs["registered_at"],
         "study": session.study_id,
-        "protocol": study.protocol.model_dump(),
+        "protocol": study.protocol.model_dump() | {"confirm_seeds": plan.confirm_seeds},
         "objective": study.objective.model_dump(exclude_none=True),
         "amendments": attrs.get("amendments", []),
     }

@@ -103,3 +103,13 @@ def expected_max_noise(sd: float, num_trials: int) -> float:
     if not 0 <= sd < math.inf or num_trials < 1:
         raise ValueError(f"`sd >= 0`, finite, and `num_trials >= 1` must hold, but got {sd=}, {num_trials=}.")
     return sd * float(special.ndtri((num_trials - 0.375) / (num_trials + 0.25)))
+
+
+def looks_factor(looks: int) -> int:
+    """Return what p is multiplied by at a look: 1, 6, 12, 20, …
+
+    The first look is the planned one and spends α. Later ones were not planned, and nobody knows how many will follow:
+    with i (i + 1) all of them together spend at most α / 2 more, however many there are (Bonferroni; the sum of
+    1 / (i (i + 1)) from 2 on is 1 / 2).
+    """
+    return 1 if looks == 1 else looks * (looks + 1)

@@ -167,8 +167,9 @@ def judge(challenges: Sequence[Challenge], *, delta_min: float, alpha: float = 0
         challenges: all that were made: Holm corrects for their number.
         delta_min: the smallest difference of mAP that matters, a fraction; fixed before the search.
         alpha: the chance of any false BEATS or WORSE among all challenges and looks, at most.
-        looks: how often runs of this comparison are judged in all (Bonferroni), the same number at every look: with
-            one that grows from look to look, ``alpha`` is exceeded (benchmarks/verdict.py).
+        looks: what p is multiplied by for having looked at this comparison before: how often it is judged in all, where
+            that is fixed beforehand (Bonferroni), else ``power.looks_factor``. The looks so far would not do
+            (benchmarks/verdict.py).
 
     Raises:
         ValueError: ``delta_min`` negative or not finite, ``alpha`` outside (0, 1), or ``looks`` below 1.

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tune.power import expected_max_noise, power, seeds_needed
+from tune.power import expected_max_noise, looks_factor, power, seeds_needed
 from tune.verdict import Challenge, hierarchical_bootstrap, judge
 
 
@@ -116,6 +116,9 @@ def test_looking_again(simulated):
     """The number of looks in all keeps the rate, a count that grows from look to look does not."""
     found = simulated.false_words_of_looks(np.random.default_rng(0), 3000)
     assert found["the three looks"] < 0.05 < found["the looks so far"]
+    assert found["looks_factor, as the product has it"] < 0.055
+    assert [looks_factor(look) for look in (1, 2, 3)] == [1, 6, 12]
+    assert sum(1 / looks_factor(look) for look in range(1, 10_000)) < 1.5
 
 
 def test_the_naive_ways_find_what_is_not_there(simulated, equal_studies):
