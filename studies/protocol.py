@@ -84,6 +84,9 @@ class Protocol(Strict):
     """Pairs of arms, ``[candidate, against]``, that get a verdict of their own."""
 
 
+NO_PRUNING = "needs an objective that is there after every epoch, target_val/mAP"
+
+
 class Pruning(Strict):
     """Asynchronous successive halving (ASHA): unpromising trials of the search end early."""
 

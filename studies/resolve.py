@@ -9,8 +9,8 @@ from typing import Any
 
 from mmfa.config import TrialConfig, profile
 from mmfa.errors import ConfigError
-from studies.plan import SEARCH, SPLIT_SETS, Arm, Plan
-from studies.protocol import Objective
+from studies.plan import FRESH, SEARCH, SPLIT_SETS, Arm, Plan
+from studies.protocol import NO_PRUNING, Objective
 from studies.spec import CONTROLS, Choices, Range, Study
 
 
@@ -60,6 +60,8 @@ def resolve(
             f"its --trials), but got {confirm_seeds}."
         )
     if not labelled:
+        if confirm_seeds is not None:
+            raise ConfigError("--confirm-seeds is for targets with labels: without them nothing can be judged.")
         study = _without_labels(study)
     pairs = study.pairs.get(profile_name, []) if source is None and target is None else []
     if len(pairs) > 1 and study.space:
@@ -99,6 +101,8 @@ def _without_labels(study: Study) -> Study:
             f"{study.origin}: an unlabelled target cannot be compared on: a comparison is judged by test labels; use a "
             "study that searches, which goes by label_free/score there, or python -m mmfa train."
         )
+    if study.pruning is not None:
+        raise ConfigError(f"{study.origin}: [pruning] {NO_PRUNING}; take it out for an unlabelled target.")
     objective = Objective(metric="label_free/score", weights=study.objective.weights)
     seeds = max(3, study.protocol.baseline_seeds)
     protocol = study.protocol.model_copy(update={"baseline_seeds": seeds})
@@ -155,9 +159,18 @@ def _check_baseline(plan: Plan) -> None:
             f"{small[0]} is too small to hold identities out from, so it has no target_val and nothing can be searched "
             "on it; search on other data, and judge settings there with a comparison that sets data.num_val_ids to 0."
         )
+    for seed in [*plan.control_seeds, *plan.fresh_seeds]:
+        try:
+            plan.baseline.with_overrides({"run.seed": seed})
+        except ConfigError as error:
+            raise ConfigError(f"--seed: {error} Fresh seeds begin {FRESH} above it.") from None
     if plan.study.is_comparison:
         _check_points(plan)
         _check_judged(plan)
+    elif plan.baseline.data.num_val_ids == 0 and plan.labels == "none":
+        raise ConfigError(
+            "data.num_val_ids=0 leaves no source_val, by which label_free/score is guarded; set it to 1 or more."
+        )
     elif plan.baseline.data.num_val_ids == 0 and plan.labels == "target_val":
         raise ConfigError("data.num_val_ids=0 leaves no target_val, the objective of this study; set it to 1 or more.")
 

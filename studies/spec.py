@@ -11,7 +11,7 @@ import pydantic
 
 from mmfa.config import PROFILES, TrialConfig, coerce, field_names, field_type
 from mmfa.errors import ConfigError, did_you_mean
-from studies.protocol import Criteria, Objective, Protocol, Pruning, Strict
+from studies.protocol import NO_PRUNING, Criteria, Objective, Protocol, Pruning, Strict
 
 Scalar = bool | int | float | str
 ON = ".on"
@@ -332,6 +332,8 @@ def _check_protocol(study: Study) -> None:
             raise ConfigError(f"{study.origin}: `scientific` {name!r} is not in [space]{near}")
     if study.pruning is not None and study.is_comparison:
         raise ConfigError(f"{study.origin}: [pruning] ends trials of a search early; a comparison trains all of them.")
+    if study.pruning is not None and study.objective.metric != "target_val/mAP":
+        raise ConfigError(f"{study.origin}: [pruning] {NO_PRUNING}, but it is {study.objective.metric}.")
     if not study.controls and not study.is_comparison:
         raise ConfigError(f"{study.origin}: a search always runs its controls; take `controls` out.")
     if study.objective.metric == "label_free/score" and study.protocol.baseline_seeds < 3:

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from studies.plan import Plan
-from studies.spec import Choices, Range
+from studies.spec import ON, Choices, Range
 from tune import fidelity
 from tune.outcome import Outcome, Row
 from tune.wording import short, symbol
@@ -50,8 +50,10 @@ def isolation(plan: Plan, outcome: Outcome) -> dict[str, list[dict[str, Any]]]:
     for name, dimension in plan.study.space.items():
         parts: dict[str, list[Row]] = {}
         for row in outcome.search:
-            if row.value is not None and name in row.params:
-                parts.setdefault(_part(dimension, row.params[name]), []).append(row)
+            off = row.params.get(f"{name}{ON}") is False
+            if row.value is not None and row.name not in outcome.vetoed and (off or name in row.params):
+                part = "0: off" if off else _part(dimension, row.params[name])
+                parts.setdefault(part, []).append(row)
         result[name] = [
             {"part": part, "n": len(rows), "best": max(row.value or 0 for row in rows), "trial": _best(rows).name}
             for part, rows in sorted(parts.items())

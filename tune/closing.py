@@ -24,6 +24,8 @@ from tune.trainable import EXPORT
 logger = logging.getLogger(__name__)
 
 PROBE_IMAGES = 8
+CHAMPION_SEEDS = 5
+"""Fresh seeds of either side without which a verdict makes no champion."""
 FLUSH_SECONDS = 60.0
 """How long the end of a study waits for MLflow."""
 
@@ -32,8 +34,9 @@ def finish(session: Session, recorder: Recorder, client: MlflowClient, console: 
     """Judge, print the result, promote, and close the study's run; return the exit code."""
     written = recorder.flush(seconds=FLUSH_SECONDS)
     found = session.outcome()
+    more = _more(session, found)
     verdict = judging.judge(session, found)
-    report = summary.Report(session.plan, found, verdict, _more(session, found))
+    report = summary.Report(session.plan, found, verdict, more)
     console.rich.print(summary.table(session.plan, found))
     if verdict is not None:
         console.rich.print(summary.verdict_table(session.plan, verdict))
@@ -59,7 +62,7 @@ def finish(session: Session, recorder: Recorder, client: MlflowClient, console: 
         return 1
     for line in promoted:
         console.say(line)
-    _where(session, console)
+    _where(session, console, judged=verdict is not None)
     return 0
 
 
@@ -70,7 +73,7 @@ def _more(session: Session, found: outcomes.Outcome) -> dict[str, Any]:
     folders = {row.name: session.folder_of(row.name) for row in found.search}
     table = regret_table.of(found.search, folders, objective=found.metric) if session.plan.labelled else []
     if table:
-        session.count_reading(f"selection regret over {len(found.search)} trials; chose nothing")
+        session.count_reading(f"selection regret over {table[-1]['n']} trials; chose nothing")
     return {
         "regret": table,
         "fidelity": advice.fidelity_report(session.plan, found),
@@ -102,6 +105,8 @@ def _promote(
         return ["Nothing was promoted: a comparison selects nothing."]
     if found.best is None or found.best.value is None:
         return ["Nothing was promoted: no trial has a result."]
+    if session.plan.labels == "oracle":
+        return ["Nothing was promoted: an oracle study chose by the labels that judge."]
     lines = [_promote_candidate(session, recorder, client, found.best, found.best.value)]
     if verdict is not None and session.request.promote == "champion":
         lines.append(_promote_champion(session, recorder, client, found, verdict))
@@ -151,8 +156,6 @@ def _promote_champion(
 ) -> str:
     """A champion is made by its verdict alone; its weights are those of the first fresh seed, not of the best one."""
     stays = f"{_model(session)}@{promotion.CHAMPION} was not moved"
-    if session.plan.labels == "oracle":
-        return f"{stays}: an oracle study chose by the labels that judge."
     settled = confirm.read(session.registry)
     assert settled is not None
     against = confirm.CHAMPION if settled.champion not in ("", confirm.BASELINE) else confirm.BASELINE
@@ -162,6 +165,8 @@ def _promote_champion(
             f"{stays}: no setting BEATS {'the standing champion' if against == confirm.CHAMPION else 'the baseline'}."
         )
     best = max(winners, key=lambda one: one["contrast"]["delta"])
+    if min(best["contrast"]["n_candidate"], best["contrast"]["n_other"]) < CHAMPION_SEEDS:
+        return f"{stays}: a champion needs {CHAMPION_SEEDS} fresh seeds or more of both sides."
     first = min(confirm.of_setting(found, best["candidate"]), key=lambda row: row.name)
     contrast = best["contrast"]
     more = {
@@ -211,15 +216,16 @@ def _close(session: Session, recorder: Recorder, report: summary.Report, promote
     tags = {"best": found.best.name if found.best else "none", "promotion": " ".join(promoted)}
     if verdict is not None:
         artifacts["verdict.json"] = verdict
-        tags |= {f"verdict.{one['candidate']}.{one['against']}": one["word"] for one in verdict["judgements"]}
+        tags |= {f"verdict.{one['candidate']}.{one['baseline']}": one["word"] for one in verdict["judgements"]}
         for one in verdict["judgements"]:
-            metrics[f"verdict/{one['candidate']}/{one['against']}/delta"] = one["contrast"]["delta"]
+            metrics[f"verdict/{one['candidate']}/{one['baseline']}/delta"] = one["contrast"]["delta"]
     recorder.finish_study(metrics=metrics, tags=tags, artifacts=artifacts)
 
 
-def _where(session: Session, console: Console) -> None:
+def _where(session: Session, console: Console, *, judged: bool) -> None:
     where = session.request.places
-    console.say(f"Result: {where.out / session.study_id}.txt and .json")
+    more = f"; the verdict as data: {where.out / 'verdict.json'}" if judged else ""
+    console.say(f"Result: {where.out / session.study_id}.txt and .json{more}")
     if where.tracking.startswith(("http://", "https://")):
         console.say(f"MLflow: {where.tracking}")
     else:

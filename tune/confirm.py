@@ -43,6 +43,8 @@ class Confirmed:
     champion: str
     """The setting that the standing champion has; "" where none stands."""
     champion_version: str
+    arms: dict[str, str]
+    """The setting that stands for each arm: its best."""
 
     @property
     def candidates(self) -> list[str]:
@@ -53,7 +55,8 @@ class Confirmed:
     def to_json(self) -> dict[str, Any]:
         """Return plain data that :func:`read` reads back."""
         settings = {name: config.to_json() for name, config in self.settings.items()}
-        return {"settings": settings, "champion": self.champion, "champion_version": self.champion_version}
+        more = {"champion": self.champion, "champion_version": self.champion_version, "arms": self.arms}
+        return {"settings": settings, **more}
 
 
 def setting_of(row: Row) -> str:
@@ -61,26 +64,37 @@ def setting_of(row: Row) -> str:
     return row.name.replace("/", "-")
 
 
+def ranked(plan: Plan, outcome: Outcome) -> list[Row]:
+    """Return the trials that may be chosen, best first by the objective, each setting once."""
+    allowed = [row for row in outcome.search if row.value is not None and row.name not in outcome.vetoed]
+    found: dict[str, Row] = {}
+    for row in sorted(allowed, key=lambda row: -(row.value or 0)):
+        found.setdefault(str(seedless(_config(plan, row))), row)
+    return list(found.values())
+
+
 def shortlist(plan: Plan, outcome: Outcome) -> list[Row]:
     """Return the best trials by the objective that pass the guards, best first; with arms, the best of each.
 
-    The baseline's own setting is no candidate.
+    The baseline's own setting is no candidate: it is what they challenge.
     """
-    own = plan.baseline.flatten()
-    ranked = sorted(
-        (
-            row
-            for row in outcome.search
-            if row.value is not None
-            and row.name not in outcome.vetoed
-            and plan.decode(row.params, plan.arm(row.arm)).flatten() != own
-        ),
-        key=lambda row: -(row.value or 0),
-    )
-    if len(plan.arms) == 1:
-        return ranked[: plan.study.protocol.shortlist]
-    firsts = {row.arm: row for row in reversed(ranked)}
-    return [row for row in ranked if firsts[row.arm] is row]
+    own = seedless(plan.baseline)
+    rows = ranked(plan, outcome)
+    if len(plan.arms) > 1:
+        firsts = {row.arm: row for row in reversed(rows)}
+        return [row for row in rows if firsts[row.arm] is row and seedless(_config(plan, row)) != own]
+    return [row for row in rows if seedless(_config(plan, row)) != own][: plan.study.protocol.shortlist]
+
+
+def best_of_arms(plan: Plan, outcome: Outcome) -> dict[str, str]:
+    """Return the setting that stands for each arm: its best, which may be the baseline itself."""
+    firsts = {row.arm: row for row in reversed(ranked(plan, outcome))}
+    own = seedless(plan.baseline)
+    return {arm: BASELINE if seedless(_config(plan, row)) == own else setting_of(row) for arm, row in firsts.items()}
+
+
+def _config(plan: Plan, row: Row) -> TrialConfig:
+    return plan.decode(row.params, plan.arm(row.arm))
 
 
 def read(registry: StageLedger) -> Confirmed | None:
@@ -89,7 +103,8 @@ def read(registry: StageLedger) -> Confirmed | None:
     if known is None:
         return None
     settings = {name: TrialConfig.from_json(text) for name, text in known["settings"].items()}
-    return Confirmed(settings=settings, champion=known["champion"], champion_version=known["champion_version"])
+    names = ("champion", "champion_version", "arms")
+    return Confirmed(settings=settings, **{name: known[name] for name in names})
 
 
 def settle(registry: StageLedger, plan: Plan, outcome: Outcome, champion: Standing | None) -> Confirmed:
@@ -97,7 +112,9 @@ def settle(registry: StageLedger, plan: Plan, outcome: Outcome, champion: Standi
     before = read(registry)
     settings = dict(before.settings) if before else {BASELINE: plan.baseline}
     for row in shortlist(plan, outcome):
-        config = plan.decode(row.params, plan.arm(row.arm))
+        config = _config(plan, row)
+        if any(seedless(config) == seedless(known) for known in settings.values()):
+            continue
         settings[setting_of(row)] = config
         if (matched := config.with_overrides(WITHOUT_ALIGNMENT)) != config:
             settings[setting_of(row) + MATCHED] = matched
@@ -107,7 +124,8 @@ def settle(registry: StageLedger, plan: Plan, outcome: Outcome, champion: Standi
         name = next((known for known, config in settings.items() if seedless(config) == seedless(champion.config)), "")
         if not name:
             name, settings[CHAMPION] = CHAMPION, champion.config
-    settled = Confirmed(settings=settings, champion=name, champion_version=version)
+    arms = best_of_arms(plan, outcome)
+    settled = Confirmed(settings=settings, champion=name, champion_version=version, arms=arms)
     if before is None or settled != before:
         registry.study.set_user_attr(ATTRIBUTE, settled.to_json())
     return settled
@@ -127,6 +145,11 @@ def runs(plan: Plan, confirmed: Confirmed) -> list[Fixed]:
         for seed in plan.fresh_seeds
         for name, config in confirmed.settings.items()
     ]
+
+
+def diverged(outcome: Outcome, name: str) -> int:
+    """Return how many confirmations of a setting diverged."""
+    return sum(row.arm == CONFIRM and row.role == name and row.state == "diverged" for row in outcome.rows)
 
 
 def of_setting(outcome: Outcome, name: str) -> list[Row]:

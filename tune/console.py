@@ -61,6 +61,10 @@ class Console:
         self._lock = threading.Lock()
         self._live: Live | None = None
 
+    def follow(self, plan: Plan) -> None:
+        """Go by the plan as the ledger has it: a study may have grown before."""
+        self._plan = plan
+
     def say(self, text: str) -> None:
         """Print a line."""
         self.rich.print(Text(text), soft_wrap=not self.rich.is_terminal)
@@ -140,7 +144,7 @@ class Console:
         if self._live is None:
             value = {**trial.metrics, **record.get("metrics", {})}.get(self._plan.metric)
             reason = f": {record['reason']}" if record.get("reason") else ""
-            scored = "" if value is None else f", {self._plan.metric} {percent(value)} %"
+            scored = "" if value is None else f", {self._plan.metric} {_score(self._plan, value)}"
             self.say(f"{name} {state}{reason}{scored}, {self._eta()}")
 
     def _eta(self) -> str:
@@ -149,7 +153,7 @@ class Console:
             timed = [trial.seconds for trial in self._trials.values() if trial.seconds]
             total = self._plan.num_trainings
             started = set(self._trials) | set(self._ended)
-            left = (total - len(started)) * self._plan.baseline.optim.num_epochs
+            left = max(0, total - len(started)) * self._plan.baseline.optim.num_epochs
             left += sum(trial.num_epochs - trial.epoch for trial in self._trials.values() if trial.state == "running")
         if not timed:
             return "time left: not known before the first epoch"
@@ -165,7 +169,7 @@ class Console:
         losses = LOSSES if self.rich.width >= WIDE else LOSSES[:1]
         for _, title in losses:
             table.add_column(title, justify="right", no_wrap=True)
-        table.add_column(f"{metric.replace('/', chr(10))} %", justify="right")
+        table.add_column(metric.replace("/", "\n"), justify="right")
         table.add_column("alive", justify="right", no_wrap=True)
         table.add_column("state", no_wrap=True)
         with self._lock:
@@ -177,10 +181,11 @@ class Console:
                 epoch = f"{trial.epoch}/{trial.num_epochs}"
                 state = Text(trial.state, STYLES.get(trial.state, ""))
                 name = trial.name.rpartition("/")[2] if self._plan.arms[0].name == SEARCH else trial.name
-                table.add_row(name, *trial.shown, epoch, *values, percent(m.get(metric)), alive, state)
+                table.add_row(name, *trial.shown, epoch, *values, _score(self._plan, m.get(metric)), alive, state)
             ended = len(self._ended)
         head = Text(
-            f"{self._plan.study.name}: {ended} of {self._plan.num_trainings} trainings over, {self._eta()}", "bold"
+            f"{self._plan.study.name}: {ended} of {max(ended, self._plan.num_trainings)} trainings over, {self._eta()}",
+            "bold",
         )
         notes = [Text(self._problem, "yellow")] if self._problem else []
         return Group(head, table, *notes)
@@ -192,3 +197,10 @@ class Console:
         ended = [trial for trial in self._trials.values() if trial.state != "running"]
         keep = {trial.name for trial in [*ended[max(0, len(ended) + len(running) - room) :], *running]}
         return [trial for trial in self._trials.values() if trial.name in keep]
+
+
+def _score(plan: Plan, value: float | None) -> str:
+    """Return an objective: percent, but for the one that is measured in standard deviations."""
+    if value is None:
+        return ""
+    return f"{value:+.2f}" if plan.metric == "label_free/score" else f"{percent(value)} %"

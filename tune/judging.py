@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,13 +44,15 @@ def judge(session: Session, outcome: Outcome) -> dict[str, Any] | None:
         if challenges
     }
     judged = [
-        _judgement(session, outcome, against, one, len(found[against])) for against in found for one in found[against]
+        _judgement(session, outcome, against, _without_diverged(plan, outcome, one), len(found[against]))
+        for against in found
+        for one in found[against]
     ]
     return _frame(session, outcome) | {
         "looks": looks,
         "looks_factor": power.looks_factor(looks),
         "judgements": judged,
-        "power": [_power(plan, outcome, against, len(found[against])) for against in found],
+        "power": [_power(plan, outcome, against, len(found[against]), looks) for against in found],
         "readings": counted(session),
     }
 
@@ -72,7 +75,9 @@ def _frame(session: Session, outcome: Outcome) -> dict[str, Any]:
     registered = {
         "at": attrs["registered_at"],
         "study": session.study_id,
-        "protocol": study.protocol.model_dump() | {"confirm_seeds": plan.confirm_seeds},
+        "protocol": study.protocol.model_dump() | {"confirm_seeds": _first(attrs, "confirm_seeds")},
+        "trials": _first(attrs, "trials"),
+        "direction": "higher is better",
         "objective": study.objective.model_dump(exclude_none=True),
         "amendments": attrs.get("amendments", []),
     }
@@ -94,9 +99,15 @@ def _frame(session: Session, outcome: Outcome) -> dict[str, Any]:
     }
 
 
+def _first(attrs: Mapping[str, Any], name: str) -> int:
+    """Return a number as it was registered, before any amendment."""
+    changes = [change["from"] for change in attrs.get("amendments", []) if change["what"] == name]
+    return int([*changes, attrs.get(name, 0)][0])
+
+
 def _noise(plan: Plan, outcome: Outcome) -> dict[str, Any]:
     sd = outcome.noise_sd
-    trials = sum(row.value is not None for row in outcome.search)
+    trials = len(outcome.search)
     largest = None if sd is None or not trials else power.expected_max_noise(sd, trials)
     return {"metric": plan.metric, "n": len(outcome.noise), "sd": sd, "trials": trials, "expected_max": largest}
 
@@ -129,8 +140,7 @@ def _challenges(session: Session, outcome: Outcome) -> dict[str, list[verdict.Ch
     groups = {confirm.BASELINE: _against(runs, settled, confirm.BASELINE)}
     if settled.champion not in ("", confirm.BASELINE):
         groups[confirm.CHAMPION] = _against(runs, settled, settled.champion)
-    newest = {arm.name: name for arm in plan.arms for name in settled.candidates if name.startswith(f"{arm.name}-")}
-    pairs = [[newest.get(name, "") for name in pair] for pair in plan.study.protocol.judge]
+    pairs = [[settled.arms.get(name, "") for name in pair] for pair in plan.study.protocol.judge]
     groups["arms"] = [
         verdict.Challenge(candidate=one, baseline=other)
         for pair in pairs
@@ -209,7 +219,23 @@ def _judgement(session: Session, outcome: Outcome, against: str, one: verdict.Ju
     return record
 
 
-def _power(plan: Plan, outcome: Outcome, against: str, num: int) -> dict[str, Any]:
+def _without_diverged(plan: Plan, outcome: Outcome, one: verdict.Judgement) -> verdict.Judgement:
+    """Take the word back where a run of either side diverged: those that did not are no fair sample of the setting."""
+
+    def count(name: str) -> int:
+        if plan.study.is_comparison:
+            return sum(row.arm == name and row.state == "diverged" for row in outcome.rows)
+        return confirm.diverged(outcome, name)
+
+    lost = {name: count(name) for name in (one.candidate, one.baseline)}
+    if not any(lost.values()):
+        return one
+    said = " and ".join(f"{number} of {name}" for name, number in lost.items() if number)
+    reason = f"Fresh seeds diverged, {said}: the others are no fair sample of the setting."
+    return dataclasses.replace(one, word="UNDETERMINED", reason=reason, seeds_needed=None)
+
+
+def _power(plan: Plan, outcome: Outcome, against: str, num: int, looks: int) -> dict[str, Any]:
     """Return the chance of BEATS at the planned effect and the noise seen: of the baseline's runs, or of the arms'."""
     effect = plan.study.protocol.planned_effect / 100
     seeds = plan.trials if plan.study.is_comparison else plan.confirm_seeds
@@ -222,5 +248,8 @@ def _power(plan: Plan, outcome: Outcome, against: str, num: int) -> dict[str, An
     chance = None
     if sd > 0:
         least = plan.study.protocol.delta_min / 100
-        chance = power.power(delta=effect, sd=sd, num_seeds=seeds, num_challenges=num, delta_min=least, alpha=ALPHA)
-    return {"against": against, "effect": effect, "sd": sd, "seeds": seeds, "challenges": num, "power": chance}
+        alpha = ALPHA / power.looks_factor(looks)
+        chance = power.power(delta=effect, sd=sd, num_seeds=seeds, num_challenges=num, delta_min=least, alpha=alpha)
+    runs = sum(map(len, by_setting.values()))
+    more = {"settings": len(variances), "runs": runs, "seeds": seeds, "challenges": num, "power": chance}
+    return {"against": against, "effect": effect, "sd": sd, **more}

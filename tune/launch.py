@@ -16,6 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from mmfa.config import canonical_json
 from mmfa.data import catalog
+from mmfa.errors import MmfaError
 from studies.plan import CONFIRM, Plan, digest
 from tune import closing, cluster, confirm, preflight, promotion, provenance, search
 from tune.console import Console
@@ -71,6 +72,10 @@ def _run(request: Request, console: Console) -> int:
     lease = ledger.lease(study_id, seconds=request.lease_seconds)
     try:
         session = open_session(request, stores, ledger, lease, study_id, identity)
+        console.follow(session.plan)
+        if session.plan.quick is False and request.plan.quick:
+            console.say("--quick changes nothing here: this study has been confirmed, or is being.")
+        _settle(session, client, console)
         with _ray(session, console) as ray:
             recorder = _recorder(session, client, experiment, console)
             try:
@@ -156,8 +161,7 @@ def _drive(
     elif not session.diverged_baseline():
         console.say(f"{session.study_id} is finished: here is its result again.")
     for phase in session.phases:
-        if phase[0].stage == CONFIRM:
-            _settle(session, phase[0], client, console)
+        _settle(session, client, console)
         if ray is not None and session.left_in(phase):
             failures |= _train(session, ray, recorder, console, phase, stop)
         session.lease.check()
@@ -175,19 +179,28 @@ def _drive(
     return closing.finish(session, recorder, client, console)
 
 
-def _settle(session: Session, stage: StageLedger, client: MlflowClient, console: Console) -> None:
-    """Settle what is confirmed, and have it run."""
+def _settle(session: Session, client: MlflowClient, console: Console) -> None:
+    """Settle what is confirmed, where all that comes before is over, and have it run."""
+    if not session.plan.judges or session.left_in(session.searched) or session.diverged_baseline():
+        return
     name = promotion.model_name(session.plan.baseline.data.source, session.plan.baseline.data.target)
     known = confirm.read(session.registry)
     standing = None
-    if known is None and session.request.promote == "champion":
+    if known is None and session.plan.labels != "oracle":
         standing, note = promotion.standing_champion(client, name, tags=closing.judged_by(session))
+        if standing is not None:
+            try:
+                preflight.check_trainings([standing.config], session.stores)
+            except MmfaError as error:
+                note = f"The champion of {standing.of} cannot be trained here, so it stays: {error}"
+                standing = None
         if note:
             console.say(note)
     settled = confirm.settle(session.registry, session.plan, session.outcome(), standing)
     if known is None and settled.candidates:
         said = ", ".join(settled.candidates)
         console.say(f"To be confirmed on {session.plan.confirm_seeds} fresh seeds: {said}.")
+    stage = next(stage for stage in session.stages if stage.stage == CONFIRM)
     stage.enqueue_fixed(confirm.runs(session.plan, settled))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import importlib.metadata
 import logging
@@ -23,13 +22,14 @@ from mlflow.types import Schema, TensorSpec
 import mmfa
 from mmfa.config import TrialConfig
 from mmfa.data import catalog
-from mmfa.errors import MmfaError
+from mmfa.errors import ConfigError, MmfaError
 from tune.confirm import Standing
 
 logger = logging.getLogger(__name__)
 
 CANDIDATE, CHAMPION = "candidate", "champion"
 """Best found by the objective; best by a verdict."""
+LABEL_FREE = "label_free/score"
 REQUIREMENTS = ("torch", "torchvision", "numpy", "safetensors", "pyarrow", "scipy", "pillow")
 
 
@@ -73,7 +73,9 @@ def promote_candidate(client: MlflowClient, promoted: Promoted, *, value: float)
     if standing is not None:
         if _is_same(standing, promoted):
             return f"Promoted before: {name}@{CANDIDATE} is this trial already (version {standing.version})."
-        comparable = all(standing.tags.get(key) == tags[key] for key in ("objective", "data.fingerprint"))
+        keys = ["objective", "data.fingerprint"]
+        keys += ["mmfa.study"] if tags["objective"] == LABEL_FREE else []  # its unit is the study's own seed noise
+        comparable = all(standing.tags.get(key) == tags[key] for key in keys)
         before = float(standing.tags.get("objective.value", "nan"))
         if comparable and before >= value:
             stays = f"Nothing was promoted: {name}@{CANDIDATE} stays version {standing.version}"
@@ -81,11 +83,12 @@ def promote_candidate(client: MlflowClient, promoted: Promoted, *, value: float)
             return f"{stays} of {of}: it scored {_score(before, tags)}, this study's best {_score(value, tags)}."
     version = _new_version(client, promoted)
     client.set_registered_model_alias(name, CANDIDATE, version)
-    return f"Promoted: {name}@{CANDIDATE} is now version {version}; it is the best that was found, confirmed or not."
+    found = f"the best that was found, by {tags['objective']} (n = 1 seed)"
+    return f"Promoted: {name}@{CANDIDATE} is now version {version}: {found}."
 
 
 def _score(value: float, tags: Mapping[str, str]) -> str:
-    return f"{value:.2f}" if tags["objective"] == "label_free/score" else f"{100 * value:.1f} %"
+    return f"{value:.2f}" if tags["objective"] == LABEL_FREE else f"{100 * value:.1f} %"
 
 
 def standing_champion(client: MlflowClient, name: str, *, tags: Mapping[str, str]) -> tuple[Standing | None, str]:
@@ -103,7 +106,11 @@ def standing_champion(client: MlflowClient, name: str, *, tags: Mapping[str, str
     if differing or "config" not in version.tags:
         return None, _incomparable(name, version, differing)
     of = version.tags.get("mmfa.study", "another study")
-    return Standing(version=str(version.version), config=TrialConfig.from_json(version.tags["config"]), of=of), ""
+    try:
+        config = TrialConfig.from_json(version.tags["config"])
+    except ConfigError:  # written by another version of this program
+        return None, _incomparable(name, version, ["config"])
+    return Standing(version=str(version.version), config=config, of=of), ""
 
 
 def _incomparable(name: str, version: ModelVersion, differing: list[str]) -> str:
@@ -126,39 +133,65 @@ def promote_champion(client: MlflowClient, promoted: Promoted, *, challenged: st
         MmfaError: the registered model does not load or does not embed.
     """
     name = promoted.name
-    standing = _standing(client, name, CHAMPION)
-    if standing is not None and _is_same(standing, promoted):
-        return f"Promoted before: {name}@{CHAMPION} is this setting already (version {standing.version})."
-    if (str(standing.version) if standing else "") != challenged:
-        now = f"version {standing.version}" if standing else "none"
-        against = f"version {challenged}" if challenged else "the baseline"
-        return (
-            f"{name}@{CHAMPION} was not moved: the verdict is against {against}, "
-            f"but the champion is now {now}; a study that begins now challenges it."
-        )
-    at = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    more = {"champion.since": at, "champion.after": challenged or "none: it beat the baseline"}
-    version = _new_version(client, dataclasses.replace(promoted, tags={**promoted.tags, **more}))
-    if standing is not None:
-        client.set_model_version_tag(name, standing.version, "champion.until", at)
-        client.set_model_version_tag(name, standing.version, "champion.beaten_by", f"version {version}")
+    if (told := _stands(client, promoted, challenged=challenged)) is not None:
+        return told
+    version = _new_version(client, promoted)
+    if (told := _stands(client, promoted, challenged=challenged)) is not None:  # it took a while to register
+        return told
     client.set_registered_model_alias(name, CHAMPION, version)
     _write_history(client, name)
     return f"Promoted: {name}@{CHAMPION} is now version {version}, by its verdict."
 
 
+def _stands(client: MlflowClient, promoted: Promoted, *, challenged: str) -> str | None:
+    """Return why the alias is not moved, or None where the champion is the one that was challenged."""
+    name = promoted.name
+    standing = _standing(client, name, CHAMPION)
+    if standing is not None and _is_same(standing, promoted):
+        _write_history(client, name)  # a kill may have come between the alias and its history
+        return f"Promoted before: {name}@{CHAMPION} is this setting already (version {standing.version})."
+    if (str(standing.version) if standing else "") == challenged:
+        return None
+    now = f"version {standing.version}" if standing else "none"
+    against = f"version {challenged}" if challenged else "the baseline"
+    return (
+        f"{name}@{CHAMPION} was not moved: the verdict is against {against}, but the champion is now {now}; a study "
+        "with another --seed challenges it, if it was judged on the same data and in the same way."
+    )
+
+
 def _write_history(client: MlflowClient, name: str) -> None:
-    """Keep the champions, newest first, where the registry shows them: in the model's description."""
+    """Write down who was champion from when until when: on the versions, and in the model's description, newest first.
+
+    A version has been champion if it holds the alias, or has been given ``champion.since`` when it did.
+    """
+    standing = _standing(client, name, CHAMPION)
     found = client.search_model_versions(f"name = '{name}'", max_results=1000)
-    champions = sorted((v for v in found if "champion.since" in v.tags), key=lambda v: -int(v.version))
-    lines = [
-        f"- version {v.version}: champion since {v.tags['champion.since']}, {v.tags.get('verdict', '')} "
-        f"{v.tags.get('verdict.against', '')} {100 * float(v.tags.get('verdict.delta', 'nan')):+.1f} points mAP "
-        f"(n = {v.tags.get('verdict.n', '?')}), {v.tags.get('mmfa.study', '?')}"
-        + (f"; until {v.tags['champion.until']}" if "champion.until" in v.tags else "")
-        for v in champions
-    ]
+    at = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    lines = []
+    for version in sorted(found, key=lambda version: -int(version.version)):
+        tags = dict(version.tags)
+        holds = standing is not None and str(standing.version) == str(version.version)
+        if holds and "champion.since" not in tags:
+            tags["champion.since"] = at
+            client.set_model_version_tag(name, version.version, "champion.since", at)
+        if not holds and "champion.since" in tags and "champion.until" not in tags and standing is not None:
+            tags["champion.until"] = at
+            client.set_model_version_tag(name, version.version, "champion.until", at)
+            client.set_model_version_tag(name, version.version, "champion.beaten_by", f"version {standing.version}")
+        if "champion.since" in tags:
+            lines.append(_line_of_history(str(version.version), tags))
     client.update_registered_model(name, "Champions, by verdict alone:\n" + "\n".join(lines))
+
+
+def _line_of_history(version: str, tags: Mapping[str, str]) -> str:
+    until = f" until {tags['champion.until']}" if "champion.until" in tags else ""
+    delta = 100 * float(tags.get("verdict.delta", "nan"))
+    return (
+        f"- version {version}: since {tags['champion.since']}{until}; {tags.get('verdict', '')} "
+        f"{tags.get('verdict.against', '')} by {delta:+.1f} points of target mAP (n = {tags.get('verdict.n', '?')}), "
+        f"{tags.get('mmfa.study', '?')}"
+    )
 
 
 def _is_same(standing: ModelVersion, promoted: Promoted) -> bool:
@@ -177,8 +210,10 @@ def _new_version(client: MlflowClient, promoted: Promoted) -> str:
 def _standing(client: MlflowClient, name: str, alias: str) -> ModelVersion | None:
     try:
         return client.get_model_version_by_alias(name, alias)
-    except MlflowException:
-        return None
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # no such model; no such alias
+            return None
+        raise
 
 
 def _register(client: MlflowClient, *, name: str, run_id: str, export: Path, tags: Mapping[str, str]) -> str:

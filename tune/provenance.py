@@ -9,7 +9,7 @@ import platform
 import subprocess
 from pathlib import Path
 
-PACKAGES = ("torch", "torchvision", "ray", "optuna", "mlflow", "pyarrow", "numpy")
+PACKAGES = ("torch", "torchvision", "ray", "optuna", "mlflow", "pyarrow", "numpy", "scipy", "scikit-learn")
 
 
 @functools.cache

@@ -55,8 +55,8 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--out", type=Path, default=Path("mmfa-studies"), metavar="DIR", help="the study's --out")
     result.add_argument("--tracking-uri", metavar="URL", help="MLflow (default: sqlite:///OUT/mlflow.db)")
     result.add_argument("--criterion", action="append", default=[], metavar="FILE.py:FUNCTION", help="one of your own")
-    result.add_argument("--k", type=int, default=40, metavar="N", help="clusters of cluster/silhouette (default: 40)")
-    result.add_argument("--eps", type=float, default=0.6, metavar="X", help="radius of pseudo/xcam_mAP (default: 0.6)")
+    result.add_argument("--k", type=int, metavar="N", help="clusters of cluster/silhouette (default: the study's)")
+    result.add_argument("--eps", type=float, metavar="X", help="radius of pseudo/xcam_mAP (default: the study's)")
     result.add_argument(
         "--min-samples", type=int, metavar="N", help="core size of pseudo/xcam_mAP (default: the study's)"
     )
@@ -70,7 +70,8 @@ def main(arguments: Sequence[str]) -> int:
         MmfaError: bad input, or a study that is not there.
     """
     options = parser().parse_args(list(arguments))
-    if options.k < 2 or not 0 < options.eps < 1 or (options.min_samples or 1) < 1:
+    k, eps, size = (2 if options.k is None else options.k), options.eps, options.min_samples
+    if k < 2 or not (eps is None or 0 < eps < 1) or not (size is None or size >= 1):
         raise ConfigError("--k must be 2 or more, --eps between 0 and 1, --min-samples 1 or more.")
     own = [_criterion(text) for text in options.criterion]
     environment.settle()
@@ -187,8 +188,13 @@ def _recomputed(
 
     if probe is None:
         return {}
-    size = options.min_samples or int(study_run.data.params.get("criteria.min_samples", 4))
-    values: Mapping[str, Any] = criteria.compute(probe, k=options.k, eps=options.eps, min_samples=size)
+    known = study_run.data.params
+    values: Mapping[str, Any] = criteria.compute(
+        probe,
+        k=options.k or int(known["criteria.k"]),
+        eps=options.eps or float(known["criteria.eps"]),
+        min_samples=options.min_samples or int(known["criteria.min_samples"]),
+    )
     mine = {name: float(function(probe)) for name, function in own}
     return {**values, **{name: value for name, value in mine.items() if not math.isnan(value)}}
 

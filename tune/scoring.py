@@ -60,7 +60,7 @@ def view(
     baseline: Sequence[Mapping[str, float]],
     *,
     aligns: bool = False,
-    partial: bool = False,
+    exempt: bool = False,
 ) -> View | None:
     """Return the one thing about a trial that its objective may see; None where it was not measured.
 
@@ -69,7 +69,7 @@ def view(
         metrics: of the trial, or of an epoch of it.
         baseline: metrics of the baseline's seeds; read for ``label_free/score`` alone, and there only its criteria.
         aligns: whether the trial is meant to align, for the guard against dead kernels.
-        partial: whether criteria that are not there are left out, as on the way to the end, where not all are known.
+        exempt: whether no guard may veto it: the baseline is what guards go by.
     """
     match objective.labels:
         case "target_val":
@@ -77,15 +77,14 @@ def view(
         case "oracle":
             return Oracle(metrics["target/mAP"]) if "target/mAP" in metrics else None
     known = {name: weight for name, weight in objective.weights.items() if all(name in run for run in baseline)}
-    if partial:
-        known = {name: weight for name, weight in known.items() if name in metrics}
     if not known or not baseline:
         return None
+    guarded = {} if exempt else {name: metrics[name] for name in GUARDED if name in metrics}
     return LabelFree(
         {name: metrics[name] for name in known if name in metrics},
         {name: tuple(run[name] for run in baseline) for name in known},
         known,
-        bool(criteria.guards({name: metrics[name] for name in GUARDED if name in metrics}, baseline, aligns=aligns)),
+        bool(criteria.guards(guarded, baseline, aligns=aligns)),
     )
 
 

@@ -257,7 +257,7 @@ class StudySearcher(ray.tune.search.Searcher):
         else:
             metrics = record["metrics"]
             aligns = doctor.aligns(record["config"])
-            value = self._value(stage.stage, metrics, aligns=aligns)
+            value = self._value(lineage, metrics, aligns=aligns)
             stage.complete(trial, value=value, metrics=metrics)
             record = {**record, "metrics": scored(self._plan, stage.stage, metrics, value)}
         self._tell(lineage.name, record["outcome"], record)
@@ -265,24 +265,24 @@ class StudySearcher(ray.tune.search.Searcher):
             self._stop.end(f"the baseline diverged: {record['reason']}")
         return None
 
-    def _value(self, stage: str, metrics: Mapping[str, float], *, aligns: bool) -> float:
+    def _value(self, lineage: Lineage, metrics: Mapping[str, float], *, aligns: bool) -> float:
         """Return what the ledger keeps as a trial's value: the objective, seen through the label firewall."""
         if self._plan.study.is_comparison:
             return metrics[self._plan.metric]
-        if stage == CONTROLS and self._plan.labels == "none":
+        if lineage.stage == CONTROLS and self._plan.labels == "none":
             return metrics["source_val/mAP"]  # the objective is defined by these runs, so it comes after them
-        seen = scoring.view(self._plan.study.objective, metrics, self._baseline, aligns=aligns)
+        exempt = lineage.name == self._plan.baseline_run
+        seen = scoring.view(self._plan.study.objective, metrics, self._baseline, aligns=aligns, exempt=exempt)
         assert seen is not None, "a finished trial has what its objective reads"
         return scoring.score(seen)
 
     def _on_the_way(self, metrics: Mapping[str, float]) -> float | None:
-        """Return an epoch's objective, where it has one; label-free criteria are taken before the end for pruning."""
-        plan = self._plan
-        if plan.study.is_comparison:
-            return metrics.get(plan.metric)
-        if plan.labels == "none" and plan.study.pruning is None:
+        """Return an epoch's objective, where it has one before the end."""
+        if self._plan.study.is_comparison:
+            return metrics.get(self._plan.metric)
+        if self._plan.labels != "target_val":
             return None
-        seen = scoring.view(plan.study.objective, metrics, self._baseline, partial=True)
+        seen = scoring.view(self._plan.study.objective, metrics, ())
         return None if seen is None else scoring.score(seen)
 
     def _epoch(self, stage: StageLedger, lineage: Lineage, trial: optuna.Trial, report: dict[str, Any]) -> None:

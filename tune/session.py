@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import time
 from collections.abc import Sequence
@@ -138,8 +139,7 @@ class Session:
 
     def left(self) -> int:
         """How many lineages are not over yet; of confirmations that are not settled, how many there will be."""
-        others = [stage for stage in self.stages if stage.stage != CONFIRM]
-        count = self.left_in(others)
+        count = self.left_in(self.searched)
         if not self.plan.judges:
             return count
         settled = confirm.read(self.registry)
@@ -173,6 +173,11 @@ class Session:
         phases = [controls, arms, confirmations] if apart else [controls + arms, confirmations]
         return [phase for phase in phases if phase]
 
+    @property
+    def searched(self) -> tuple[StageLedger, ...]:
+        """Everything that comes before confirmations."""
+        return tuple(stage for stage in self.stages if stage.stage != CONFIRM)
+
     def readings(self) -> list[dict[str, Any]]:
         """Every time that the official test labels were read for this study: by a trial, or by a verdict."""
         found = [entry for lineage in self.lineages() for entry in read_readings(self.folder_of(lineage.name))]
@@ -200,7 +205,6 @@ class Session:
             reading=self._reading(lineage),
             criteria=self.plan.criteria,
             prunable=self.plan.study.pruning is not None and lineage.stage not in search.FIXED,
-            criteria_each_epoch=self.plan.labels == "none" and self.plan.study.pruning is not None,
         )
 
     def _reading(self, lineage: Lineage) -> str:
@@ -224,14 +228,17 @@ def open_session(
     ledger.register(registry, identity=identity)
     number = ledger.register_number(registry, "trials", request.plan.trials, asked=request.trials_asked)
     fresh = None
-    if request.plan.judges:
-        asked = request.confirm_seeds_asked
-        fresh = ledger.register_number(registry, "confirm_seeds", request.plan.confirm_seeds, asked=asked)
+    if request.plan.labelled and not request.plan.study.is_comparison:  # with --quick too: before anybody sees a result
+        wanted = request.plan.confirm_seeds or request.plan.study.protocol.confirm_seeds
+        fresh = ledger.register_number(registry, "confirm_seeds", wanted, asked=request.confirm_seeds_asked)
     folder = request.places.storage / study_id
     _claim(folder, ledger_id=registry.study.user_attrs["ledger"])
     fence = Fence(folder / "fence", lease.counter)
     fence.put_up()
-    plan = grown(request.plan, trials=number, confirm_seeds=fresh)
+    asked_for = request.plan
+    if asked_for.quick and fresh is not None and confirm.read(registry) is not None:
+        asked_for = dataclasses.replace(asked_for, quick=False, confirm_seeds=fresh)
+    plan = grown(asked_for, trials=number, confirm_seeds=fresh)
     names = [*(["controls"] if plan.controls else []), *(arm.name for arm in plan.arms)]
     names += [CONFIRM] if plan.judges else []
     stages = tuple(registry if name == SEARCH else ledger.open(study_id, stage=name) for name in names)

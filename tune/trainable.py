@@ -17,10 +17,9 @@ import platform
 import shutil
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from mmfa.config import TrialConfig
@@ -63,8 +62,6 @@ class Job:
     """Why the official test labels are read at the end; "" where the target has none."""
     criteria: dict[str, Any]
     """Settings of the label-free criteria."""
-    criteria_each_epoch: bool = False
-    """Whether they are taken after every epoch, for pruning by them."""
     prunable: bool = False
     """Whether the driver may end the trial early: it then waits for the driver after every epoch."""
 
@@ -136,8 +133,7 @@ def _train(job: Job, notes: list[str]) -> Iterator[dict[str, Any]]:
     try:
         for report in training.epochs() if not _is_pruned(job) else ():
             _save(job, training)
-            early = _criteria(job, training) if job.criteria_each_epoch and report.epoch < report.num_epochs else {}
-            yield {"epoch": epoch_row(report, more=early)}
+            yield {"epoch": epoch_row(report)}
             if _is_pruned(job):
                 break
         outcome = _pruned(training) if _is_pruned(job) else _judge(job, training) | {"outcome": "complete"}
@@ -162,7 +158,7 @@ def _pruned(training: Training) -> dict[str, Any]:
 def _judge(job: Job, training: Training) -> dict[str, Any]:
     """Take the label-free criteria, then read the official target split, once, where it has labels."""
     before = time.perf_counter()
-    metrics = training.history[-1].metrics() | _criteria(job, training, keep=True)
+    metrics = training.history[-1].metrics() | _criteria(job, training)
     test = None
     if job.reading:
         _write_reading(job)
@@ -175,14 +171,13 @@ def _judge(job: Job, training: Training) -> dict[str, Any]:
     }
 
 
-def _criteria(job: Job, training: Training, *, keep: bool = False) -> dict[str, float]:
-    """Return the label-free criteria of the model as it stands; the probe can be kept for criteria yet to come."""
+def _criteria(job: Job, training: Training) -> dict[str, float]:
+    """Return the label-free criteria of the finished model; the probe is kept for criteria yet to come."""
     from mmfa import probe
     from tune import criteria
 
     taken = probe.take(training)
-    if keep:
-        taken.save(Path(job.folder) / PROBE, before_commit=job.fence.check)
+    taken.save(Path(job.folder) / PROBE, before_commit=job.fence.check)
     return criteria.compute(taken, **job.criteria)
 
 
@@ -195,13 +190,13 @@ def _write_reading(job: Job) -> None:
         file.write(json.dumps(entry) + "\n")
 
 
-def epoch_row(report: EpochReport, *, more: Mapping[str, float] = MappingProxyType({})) -> dict[str, Any]:
-    """Return what the driver is told of an epoch, with more metrics than the training itself has."""
+def epoch_row(report: EpochReport) -> dict[str, Any]:
+    """Return what the driver is told of an epoch."""
     return {
         "epoch": report.epoch,
         "num_epochs": report.num_epochs,
         "ended_at": report.ended_at,
-        "metrics": {**report.metrics(), **more},
+        "metrics": report.metrics(),
     }
 
 

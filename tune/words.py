@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from studies.plan import Plan
+from studies.plan import CONFIRM, Plan
+from tune import confirm
 from tune.outcome import Outcome
+from tune.power import looks_factor
 from tune.wording import percent, points, short, symbol
 
 VERBS = {"BEATS": "beats", "WORSE": "is worse than", "UNDETERMINED": "is not told apart from"}
@@ -41,6 +43,9 @@ def _unjudged(plan: Plan, outcome: Outcome) -> str:
         return f"{head}: the target has no labels, so no accuracy can be judged."
     if plan.quick:
         return f"{head} (--quick): every trial ran with one seed, and the highest of many is high by luck too."
+    over = [row for row in outcome.rows if row.arm == CONFIRM]
+    if gone := [name for name in dict.fromkeys(row.role for row in over) if not confirm.of_setting(outcome, name)]:
+        return f"{head}: all fresh seeds of {', '.join(gone)} diverged."
     return f"{head}: no trial but the baseline passed the guards."
 
 
@@ -83,6 +88,8 @@ def _found(plan: Plan, one: Mapping[str, Any]) -> str:
             f"same setting with λ2 = λ3 = 0 and target images in BatchNorm, n = {one['alignment']['n_other']}), and "
             f"{points(one['rest']['delta'])}{_interval(one['rest'])} the rest of the setting's."
         )
+    elif one["against"] == "baseline":
+        line += " Alignment's share is not known: the setting does not align, or its control has no result."
     if (search := one["search"]) is not None:
         unit = "" if search["metric"] == "label_free/score" else " %"
         score, confirmed = (
@@ -90,9 +97,15 @@ def _found(plan: Plan, one: Mapping[str, Any]) -> str:
         )
         line += (
             f" In the search it scored {score}{unit} {search['metric']} (n = 1), confirmed {confirmed}{unit} "
-            f"(n = {search['confirmed_n']})."
+            f"(n = {search['confirmed_n']}): it shrank by {_size(search['shrinkage'], unit)}. By the official test "
+            f"labels the best trial of the search lies {100 * search['oracle_gap']:.1f} points of target mAP above it "
+            "(oracle gap, n = 1 each)."
         )
     return line
+
+
+def _size(value: float, unit: str) -> str:
+    return f"{100 * value:.1f} points" if unit else f"{value:.2f}"
 
 
 def _interval(contrast: Mapping[str, Any]) -> str:
@@ -108,8 +121,9 @@ def _how_sure(record: Mapping[str, Any]) -> list[str]:
         if chance["power"] is not None:
             lines.append(
                 f"a true difference of {100 * chance['effect']:g} points would have been found with a chance of "
-                f"{100 * chance['power']:.0f} % at the seed noise seen (sd {100 * chance['sd']:.1f} points, "
-                f"{chance['seeds']} seeds, {chance['challenges']} challenge{'s' * (chance['challenges'] > 1)})."
+                f"{100 * chance['power']:.0f} % at the seed noise seen (sd {100 * chance['sd']:.1f} points within "
+                f"{chance['settings']} settings, n = {chance['runs']} runs; {chance['seeds']} seeds each, "
+                f"{chance['challenges']} challenge{'s' * (chance['challenges'] > 1)})."
             )
     noise = record["seed_noise"]
     if noise["expected_max"] is not None and noise["metric"] != "label_free/score":
@@ -124,7 +138,7 @@ def _how_sure(record: Mapping[str, Any]) -> list[str]:
             f"{record['looks_factor']}."
         )
     if min(one["contrast"]["n_candidate"] for one in record["judgements"]) < 5:
-        lines.append("fewer than 5 seeds of a setting are few.")
+        lines.append("fewer than 5 seeds of a setting are few, and make no champion.")
     return lines
 
 
@@ -149,16 +163,22 @@ def _next(plan: Plan, record: Mapping[str, Any] | None) -> str:
         return "run the same command without --quick: it goes on from here." if plan.quick else "widen the space."
     if plan.labels == "oracle":
         return "choose by target_val/mAP or label_free/score, and confirm that."
-    words = {one["word"] for one in record["judgements"] if one["against"] != "champion"}
-    needed = [one["seeds_needed"] for one in record["judgements"] if one["seeds_needed"] is not None]
+    judged = [one for one in record["judgements"] if one["against"] != "champion"]
+    words = {one["word"] for one in judged}
+    open_ones = [one for one in judged if one["word"] == "UNDETERMINED"]
     option = "--trials" if plan.study.is_comparison else "--confirm-seeds"
-    if words == {"UNDETERMINED"} and needed:
-        least = [one["seeds_for_delta_min"] for one in record["judgements"] if one["seeds_for_delta_min"]]
-        small = f"; {max(least)} to tell the smallest difference that matters" if least else ""
-        return (
-            f"a difference as large as the one seen takes about {max(needed)} seeds of each setting ({option} "
-            f"{max(needed)}){small}. Until then treat the settings as equal."
+    needed = [one["seeds_needed"] for one in open_ones if one["seeds_needed"] is not None]
+    more = ""
+    if needed:
+        least = [one["seeds_for_delta_min"] for one in open_ones if one["seeds_for_delta_min"]]
+        small = f", and {max(least)} to tell the smallest difference that matters" if least else ""
+        factor = looks_factor(record["looks"] + 1)
+        more = (
+            f"to settle a difference as large as the one seen takes about {max(needed)} seeds of each setting "
+            f"({option} {max(needed)}; p is then multiplied by {factor}){small}. Until then treat what is UNDETERMINED as equal."
         )
+    if words == {"UNDETERMINED"}:
+        return more or "treat the settings as equal."
     if "BEATS" in words:
         won = [
             one["candidate"]
@@ -167,8 +187,11 @@ def _next(plan: Plan, record: Mapping[str, Any] | None) -> str:
             and one["alignment"] is not None
             and one["alignment"]["delta"] <= one["rest"]["delta"]
         ]
-        credit = " Credit alignment with its own share only: most of the gain is not its." if won else ""
-        return f"use the setting that BEATS, and report these means with n, sd and the interval.{credit}"
+        credit = " Credit alignment with its own share only: most of the gain comes from elsewhere." if won else ""
+        stays = [one for one in record["judgements"] if one["against"] == "champion" and one["word"] != "BEATS"]
+        rule = " It does not beat the standing champion, which stays." if stays else ""
+        use = f"use the setting that BEATS, and report these means with n, sd and the interval.{rule}{credit}"
+        return f"{use} Of the others: {more}" if more else use
     if plan.study.is_comparison:
         return "report these means with n, sd and the interval."
     return f"keep the defaults, or search on: --trials {2 * plan.trials}."

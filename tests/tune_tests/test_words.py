@@ -111,10 +111,12 @@ def said(plan, record, outcome=None):
     return found
 
 
-def printed(table):
+def rows_of(plan, record):
+    """Return the cells of the rows of the printed table."""
     console = Console(file=io.StringIO(), width=140)
-    console.print(table)
-    return console.file.getvalue()
+    console.print(summary.verdict_table(plan, record))
+    lines = [line.strip() for line in console.file.getvalue().splitlines()]
+    return [re.split(r"  +", line) for line in lines if line.startswith("search-")]
 
 
 NAME = "search-0006"
@@ -338,18 +340,17 @@ def test_every_page_can_be_printed_without_intervals_too(num, word):
     report = summary.Report(plan, outcome_of(plan), record, {})
     page = summary.page(report, study_id="mine-1", command="mmfa-study", commits=["abc"], seconds=[1.5, 2.5])
     assert all(start in page for start in ("Asked: ", "Found: ", "How sure: ", "Labels: ", "Next: "))
-    rows = [line.split() for line in printed(summary.verdict_table(plan, record)).splitlines() if " against " in line]
+    rows = rows_of(plan, record)
     assert [row[-1] for row in rows] == [record["judgements"][0]["word"], "–"]
 
 
 def test_the_table_has_a_row_for_each_judgement_and_one_for_alignment():
-    record = record_of((NAME, GOOD, runs("m", (0.41, 0.43, 0.39, 0.42))), ("search-0007", CLOSE))
-    lines = [line for line in printed(summary.verdict_table(plan_of(), record)).splitlines() if " against " in line]
-    one, aligned, other = (re.split(r"  +", line.strip()) for line in lines)
+    record = record_of((NAME, GOOD, runs("m", (0.41, 0.43, 0.38, 0.42))), ("search-0007", CLOSE))
+    one, aligned, other = rows_of(plan_of(), record)
     ends = [f"{100 * end:+.1f}" for end in record["judgements"][0]["contrast"]["interval"]]
     p = f"{record['judgements'][0]['p_adjusted']:.2g}"
     assert one == [f"{NAME} against the paper's defaults", "5, 5", "+7.2", " … ".join(ends), p, "BEATS"]
-    assert aligned[:3] == [f"{NAME} against itself unaligned", "5, 4", "+6.7"] and len(aligned) == 4
+    assert aligned[:3] == [f"{NAME} against itself unaligned", "5, 4", "+7.0"] and len(aligned) == 4
     assert other[0] == "search-0007 against the paper's defaults" and other[-1] == "UNDETERMINED"
 
 
@@ -372,6 +373,6 @@ def test_means_are_never_told_without_their_n():
         made = verdict.Challenge(candidate=runs(NAME, mAP), baseline=runs("baseline", base), matched=runs("m", control))
         record = frame([made], looks=int(rng.integers(1, 4)))
         (found,) = said(plan_of(), record)["Found"]
-        assert found.count(f"n = {num}") == 2 and f"n = {num} and {num} fresh seeds" in found
+        assert f"over n = {num} and {num} fresh seeds" in found and f"images in BatchNorm, n = {num})" in found
         assert len(re.findall(r"[\d.]+ ± [\d.]+ %", found)) == 2
         assert "(n = 1)" in found and "(n = 5)" in found
