@@ -68,22 +68,10 @@ def resolve(
         raise ConfigError(
             f"{study.origin}: [pairs] a search has one pair, but got {len(pairs)}; keep one, or use --target."
         )
-    base = profile(profile_name)
-    if pairs:
-        base = base.with_overrides({"data.source": pairs[0][0], "data.target": pairs[0][1]})
-    try:
-        base = base.with_overrides(study.fixed)
-    except ConfigError as error:
-        raise ConfigError(f"{study.origin}: [fixed] {error}") from None
-    try:
-        base = base.with_overrides(overrides)
-    except ConfigError as error:
-        raise ConfigError(f"--set: {error}") from None
-    try:
-        base = base.with_overrides({name: value for name, value in names.items() if value is not None})
-    except ConfigError as error:
-        raise ConfigError(f"--seed: {error}") from None
-    base = _with_absolute_weights(base)
+    pair = {"data.source": pairs[0][0], "data.target": pairs[0][1]} if pairs else {}
+    given = {name: value for name, value in names.items() if value is not None}
+    steps = {f"{study.origin}: [pairs]": pair, f"{study.origin}: [fixed]": study.fixed, "--set:": overrides}
+    base = _with_absolute_weights(_overridden(profile(profile_name), {**steps, "--seed:": given}))
     arms = _arms(study, base, [(pair[0], pair[1]) for pair in pairs] or [(base.data.source, base.data.target)])
     fresh = 0 if quick or not labelled or study.is_comparison else confirm_seeds or study.protocol.confirm_seeds
     plan = Plan(
@@ -92,6 +80,16 @@ def resolve(
     )  # fmt: skip
     _check_baseline(plan)
     return plan
+
+
+def _overridden(base: TrialConfig, steps: Mapping[str, Mapping[str, Any]]) -> TrialConfig:
+    """Return a config with one set of overrides after the other; an error begins with where the bad one came from."""
+    for where, values in steps.items():
+        try:
+            base = base.with_overrides(values)
+        except ConfigError as error:
+            raise ConfigError(f"{where} {error}") from None
+    return base
 
 
 def _without_labels(study: Study) -> Study:

@@ -175,7 +175,8 @@ def _next(plan: Plan, record: Mapping[str, Any] | None) -> str:
         factor = looks_factor(record["looks"] + 1)
         more = (
             f"to settle a difference as large as the one seen takes about {max(needed)} seeds of each setting "
-            f"({option} {max(needed)}; p is then multiplied by {factor}){small}. Until then treat what is UNDETERMINED as equal."
+            f"({option} {max(needed)}; p is then multiplied by {factor}){small}. Until then treat what is UNDETERMINED "
+            "as equal."
         )
     if words == {"UNDETERMINED"}:
         return more or "treat the settings as equal."

@@ -22,7 +22,7 @@ def test_an_unlabelled_target_is_searched_without_labels_and_not_judged(tmp_path
     code, text = driver.run("--target", f"folder:{target}")
     assert code == 0, text
     assert "the target has no labels, so no accuracy can be judged" in text and "selection.labels = none" in text
-    (file,) = driver.out.glob("tiny-*.json")
+    (file,) = driver.out.glob("tiny-????????????.json")
     outcome = json.loads(file.read_text())
     assert outcome["objective"] == "label_free/score" and outcome["labels"] == "none"
     assert not (driver.out / "verdict.json").exists()

@@ -37,7 +37,7 @@ def client(study):
 def test_the_result_is_honest(study):
     driver, text = study
     check_exactly_once(driver, trials=3, epochs=3, confirmations=6)
-    (file,) = driver.out.glob("tiny-*.json")
+    (file,) = driver.out.glob("tiny-????????????.json")
     outcome = json.loads(file.read_text())
     rows = {row["name"]: row for row in outcome["rows"]}
     allowed = [row for row in rows.values() if row["arm"] == "search" and row["name"] not in outcome["vetoed"]]
@@ -100,7 +100,7 @@ def test_runs_carry_what_a_reviewer_asks(study, client):
 def test_the_candidate_embeds_as_the_trial_did(study, client, embedded_cache):
     driver, _ = study
     version = client.get_model_version_by_alias(NAME, "candidate")
-    (file,) = driver.out.glob("tiny-*.json")
+    (file,) = driver.out.glob("tiny-????????????.json")
     best = json.loads(file.read_text())["best"]
     assert version.tags["mmfa.lineage"] == best
     dataset = catalog.load("embedded-target", data_root=None, cache_dir=embedded_cache)

@@ -165,7 +165,7 @@ def test_a_file_of_weights_is_named_from_the_root(monkeypatch, tmp_path):
 
 
 def test_seeds_that_run_out_are_found_before_anything_starts():
-    with pytest.raises(ConfigError, match="--seed and --trials: run.seed < 2147483648 must hold"):
+    with pytest.raises(ConfigError, match="--seed: run.seed < 2147483648 must hold"):
         plan_of(COMPARISON, seed=2**31 - 1)
 
 

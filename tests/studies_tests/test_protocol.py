@@ -76,10 +76,8 @@ shortlist = 3
 confirm_seeds = 2
 delta_min = 0
 planned_effect = 0.5
-[pruning]
-grace_period = 1
-reduction_factor = 2
 """
+PRUNING = "[pruning]\ngrace_period = 1\nreduction_factor = 2\n"
 
 
 def test_everything_that_may_be_written():
@@ -90,7 +88,8 @@ def test_everything_that_may_be_written():
     assert plan.criteria == {"k": 2, "eps": 0.99, "min_samples": 1}
     assert (study.protocol.baseline_seeds, study.protocol.shortlist, plan.confirm_seeds) == (7, 3, 2)
     assert (study.protocol.delta_min, study.protocol.planned_effect) == (0.0, 0.5)
-    assert (study.pruning.grace_period, study.pruning.reduction_factor) == (1, 2)
+    pruning = plan_of(SEARCH, PRUNING).study.pruning
+    assert (pruning.grace_period, pruning.reduction_factor) == (1, 2)
     for metric, labels in LABELS.items():
         written = plan_of(SEARCH, f'[objective]\nmetric = "{metric}"\nselection = "{labels}"\n')
         assert (written.metric, written.labels) == (metric, labels)
@@ -136,6 +135,8 @@ def test_everything_that_may_be_written():
         ),
         ('scientific = ["loss.lambda_al"]', r"`scientific` 'loss.lambda_al' is not in \[space\]; did you mean 'loss.l"),
         ("controls = false", r"a search always runs its controls; take `controls` out"),
+        (f"{LABEL_FREE}{PRUNING}", r"\[pruning\] needs an objective .*target_val/mAP, but it is label_free/score"),
+        (f"{ORACLE}{PRUNING}", r"\[pruning\] needs an objective .*target_val/mAP, but it is target/mAP"),
         ("[arms.x]\nseed_offset = 3", r"\[arms.x\] `seed_offset` is for comparisons; a search has one seed"),
     ],
 )
@@ -354,6 +355,34 @@ def test_a_search_on_an_unlabelled_target_goes_by_no_label(objective, given):
     assert plan.study.objective.weights == {"cluster/silhouette": 0.7}
     assert plan.study.protocol.baseline_seeds == len(plan.control_seeds) == max(3, given)
     assert (plan.judges, plan.fresh_seeds, plan.num_confirmations) == (False, [], 0)
+
+
+def test_what_needs_labels_is_refused_on_an_unlabelled_target():
+    with pytest.raises(ConfigError, match=r"--confirm-seeds is for targets with labels"):
+        plan_of(SEARCH, labelled=False, confirm_seeds=5)
+    with pytest.raises(ConfigError, match=r"mine.toml: \[pruning\] .*take it out for an unlabelled target"):
+        plan_of(SEARCH, PRUNING, labelled=False)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ("", r"data.num_val_ids=0 leaves no target_val, the objective of this study"),
+        (LABEL_FREE, r"data.num_val_ids=0 leaves no source_val, by which label_free/score is guarded"),
+    ],
+)
+def test_an_objective_needs_held_out_identities(more, message):
+    with pytest.raises(ConfigError, match=message):
+        plan_of(SEARCH, more, overrides={"data.num_val_ids": 0})
+    assert plan_of(SEARCH, ORACLE, overrides={"data.num_val_ids": 0}).labels == "oracle"
+
+
+def test_fresh_seeds_that_run_out_are_found_before_anything_starts():
+    last = 2**31 - 1
+    assert plan_of(SEARCH, seed=last - FRESH - 4).fresh_seeds[-1] == last
+    for seed in (last - FRESH - 3, last):
+        with pytest.raises(ConfigError, match="--seed: run.seed < 2147483648 must hold"):
+            plan_of(SEARCH, seed=seed)
 
 
 def test_a_comparison_on_an_unlabelled_target_is_refused():

@@ -117,6 +117,7 @@ def test_each_factor_by_itself_best_over_the_others():
     found = advice.isolation(PLAN, outcome_of(*rows))
     assert list(found) == NAMES
     assert found[LOG] == [
+        {"part": "0: off", "n": 1, "best": 0.34, "trial": "search/0005"},
         {"part": "1: 0.01 to 0.1", "n": 2, "best": 0.35, "trial": "search/0001"},
         {"part": "3: 1 to 10", "n": 1, "best": 0.30, "trial": "search/0000"},
         {"part": "4: 10 to 100", "n": 1, "best": 0.10, "trial": "search/0003"},
@@ -133,6 +134,14 @@ def test_each_factor_by_itself_best_over_the_others():
     assert found["model.pooling"] == [
         {"part": "average", "n": 1, "best": 0.33, "trial": "search/0002"},
         {"part": "max", "n": 4, "best": 0.35, "trial": "search/0001"},
+    ]
+
+
+def test_a_vetoed_trial_is_the_best_of_nothing():
+    found = outcome_of(row(0, 0.3), row(1, 0.9), row(2, 0.2))
+    found.vetoed["search/0001"] = ["the embeddings have collapsed"]
+    assert advice.isolation(PLAN, found)["model.pooling"] == [
+        {"part": "max", "n": 2, "best": 0.3, "trial": "search/0000"}
     ]
 
 

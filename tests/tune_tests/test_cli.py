@@ -66,7 +66,7 @@ def study(tmp_path):
             ["--study", "lambdas", "--ledger", "sqlite:///x.db", "--tracking-uri", "sqlite:///./x.db"],
             "must be two databases",
         ),
-        (["replay"], "'replay' is not a command"),
+        (["reply"], "'reply' is not a command"),
         ([], "--study is missing; shipped studies: "),
     ],
 )

@@ -135,12 +135,39 @@ def test_of_arms_the_best_of_each_goes_on(url):
     assert settled.settings["gem-0001"].model.pooling == "gem" != settled.settings["plain-0002"].model.pooling
 
 
-def test_an_arms_own_first_trial_is_a_candidate_and_the_baselines_is_not(url):
+def test_an_arm_whose_best_is_the_baseline_stands_by_it(url):
+    """The baseline's own setting is no candidate, and what is worse than it in its arm does not stand for the arm."""
     found = Study(url, plan_of(ARMS))
     for arm in ("plain", "gem"):
         found.trial(0.5, arm)
         found.trial(0.1, arm, aal=2.0)
-    assert found.shortlist() == ["gem/0000", "plain/0001"]
+    assert found.shortlist() == ["gem/0000"]
+    settled = found.settle()
+    assert settled.candidates == ["gem-0000"] and settled.arms == {"plain": BASELINE, "gem": "gem-0000"}
+
+
+def test_a_setting_goes_on_once_however_often_it_was_tried(url):
+    """Of choices a sampler draws one twice; its second run would be another chance, on the very same seeds."""
+    found = Study(url, plan_of())
+    for value, params in (
+        (0.3, {}),
+        (0.35, {"bandwidths": "wide"}),
+        (0.4, {"bandwidths": "wide"}),
+        (0.1, {"aal": 2.0}),
+    ):
+        found.trial(value, **params)
+    assert found.shortlist() == ["search/0002", "search/0003"]
+    first = found.settle()
+    found.plan = grown(found.plan, trials=9)
+    found.trial(0.6, bandwidths="wide")
+    assert found.settle().settings == first.settings
+
+
+def test_a_champion_is_not_trained_again_when_the_search_finds_it(study):
+    config = study.plan.baseline.with_overrides({"loss.lambda_aal": 4.0})
+    first = study.settle(champion_of(config))
+    study.trial(0.5, aal=4.0)
+    assert study.settle().settings == first.settings
 
 
 def test_what_is_settled(study):
@@ -181,7 +208,8 @@ def test_what_was_settled_stays_whatever_comes_out_later(study, url):
     assert {name: later.settings[name] for name in first.settings} == first.settings
     assert confirm.read(Study(url, study.plan).registry) == later
     nothing = outcomes.Outcome("target_val/mAP", "target_val", 8, [])
-    assert settle(again.registry, again.plan, nothing, None) == later, "every look counts, and so does every setting"
+    emptied = settle(again.registry, again.plan, nothing, None)
+    assert emptied.settings == later.settings, "every look counts, and so does every setting"
 
 
 def test_nothing_is_settled_before_it_is(study):

@@ -17,6 +17,7 @@ from tune.ledger import Lineage
 from tune.recorder import Recorder
 
 STUDY, EMPTY, LACKING, DAMAGED = (f"{name}-0123456789ab" for name in ("mine", "empty", "lacking", "damaged"))
+SETTINGS = {"criteria.k": 30, "criteria.eps": 0.55, "criteria.min_samples": 2}
 CONFIG = profile("embedded")
 SPREADS = {"search/0000": 1.2, "search/0001": 0.4, "search/0002": 2.5, "search/0003": 0.8, "search/0004": 1.8}
 """The closer a trial has the images of a person together, the higher is its target mAP."""
@@ -82,14 +83,14 @@ def written(tmp_path_factory):
     trials = {**dict.fromkeys(SPREADS, "complete"), **OTHERS}
     for name in trials:
         probe_for(name).save(folder / "storage" / name / "probe.npz")
-    write_study(folder, STUDY, trials=trials, params={"criteria.min_samples": 2, "criteria.k": 40})
-    write_study(folder, EMPTY, trials={"search/0005": "diverged", "controls/target_bn-s0": "complete"}, params={})
+    write_study(folder, STUDY, trials=trials, params=SETTINGS)
+    write_study(folder, EMPTY, trials={"search/0005": "diverged", "controls/target_bn-s0": "complete"}, params=SETTINGS)
     (folder / "storage" / "search" / "0001" / "probe.npz").unlink()
     collapsed = probe_of(np.full((192, 16), np.nan), people()[0].camids_N)
     collapsed.save(folder / "storage" / "search" / "0002" / "probe.npz")
-    write_study(folder, LACKING, trials=dict.fromkeys(SPREADS, "complete"), params={})
+    write_study(folder, LACKING, trials=dict.fromkeys(SPREADS, "complete"), params=SETTINGS)
     (folder / "storage" / "search" / "0003" / "probe.npz").write_bytes(b"PK no probe")
-    write_study(folder, DAMAGED, trials=dict.fromkeys(SPREADS, "complete"), params={})
+    write_study(folder, DAMAGED, trials=dict.fromkeys(SPREADS, "complete"), params=SETTINGS)
     return folder
 
 
@@ -136,7 +137,7 @@ def test_the_table_and_the_file(run):
     text, result = run()
     assert list(result["metrics"]) == list(SPREADS), "no control, no confirmation, none that diverged or was pruned"
     for name, metrics in result["metrics"].items():
-        fresh = criteria.compute(probe_for(name), k=40, eps=0.6, min_samples=2)
+        fresh = criteria.compute(probe_for(name), k=30, eps=0.55, min_samples=2)
         assert {key: metrics[key] for key in fresh} == pytest.approx(fresh), "and not what was recorded then"
         assert (metrics["target/mAP"], metrics["source_val/mAP"]) == (pytest.approx(OFFICIAL[name]), 0.6)
     rows = regrets(result)
@@ -218,10 +219,11 @@ def test_other_settings_give_other_values(run, arguments, changed, same):
     assert of(after, changed) != of(before, changed) and of(after, same) == of(before, same)
 
 
-def test_the_size_of_a_core_is_the_studys(run):
-    (_, plain), (_, given) = run(), run("--min-samples", 2)
-    assert given["metrics"] == plain["metrics"]
-    assert run("--min-samples", 4)[1]["metrics"] != plain["metrics"]
+def test_settings_that_are_not_given_are_the_studys(run):
+    plain = run()[1]["metrics"]
+    assert run("--min-samples", 2, "--eps", 0.55, "--k", 30)[1]["metrics"] == plain
+    for other in (("--min-samples", 4), ("--eps", 0.6), ("--k", 40)):
+        assert run(*other)[1]["metrics"] != plain
 
 
 def readings(out, study=STUDY):
@@ -276,6 +278,8 @@ def test_trials_without_a_probe_or_with_one_that_is_not_finite(run, own):
         (["--eps", "0"], "--eps between 0 and 1"),
         (["--eps", "1"], "--eps between 0 and 1"),
         (["--min-samples", "-1"], "--min-samples 1 or more."),
+        (["--min-samples", "0"], "--min-samples 1 or more."),
+        (["--k", "0"], "--k must be 2 or more"),
         (["--k", "many"], "argument --k: invalid int value: 'many'"),
         (["--criterio", "x"], "'--criterio' is not an option; did you mean '--criterion'?"),
     ],

@@ -99,10 +99,10 @@ def test_the_walk_finds_what_is_hidden():
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 @pytest.mark.parametrize("aligns", [True, False])
-@pytest.mark.parametrize("partial", [True, False])
-def test_no_other_label_can_be_reached(name, aligns, partial):
+@pytest.mark.parametrize("exempt", [True, False])
+def test_no_other_label_can_be_reached(name, aligns, exempt):
     objective = OBJECTIVES[name]
-    seen = view(objective, TRIAL, BASELINE, aligns=aligns, partial=partial)
+    seen = view(objective, TRIAL, BASELINE, aligns=aligns, exempt=exempt)
     allowed = set(objective.weights) if name == "label_free" else MAY[name]
     found = [item for item in reachable(seen) if isinstance(item, float)]
     for metrics in (TRIAL, *BASELINE):
@@ -169,9 +169,10 @@ def test_a_view_has_slots_and_takes_nothing_more(kind):
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_what_was_not_measured_is_no_score(name):
-    assert view(OBJECTIVES[name], {}, [], partial=True) is None
+    assert view(OBJECTIVES[name], {}, []) is None
     others = {key: value for key, value in TRIAL.items() if key not in MAY[name]}
-    assert view(OBJECTIVES[name], others, BASELINE, partial=True) is None
+    seen = view(OBJECTIVES[name], others, BASELINE)
+    assert seen is None or (name == "label_free" and seen.values == {}), "what a trial lacks may be held against it"
 
 
 def test_without_the_baseline_there_is_no_label_free_score():
@@ -243,12 +244,13 @@ def test_a_trial_that_lacks_a_criterion_gets_the_lowest_score(missing):
     assert score(view(PLAIN, {"probe/finite": 0.0}, SEEDS)) == LOWEST
 
 
-def test_on_the_way_what_is_not_measured_yet_is_left_out():
-    for name, share in (("pseudo/xcam_mAP", 1.5), ("cluster/silhouette", 1.0)):
-        seen = view(PLAIN, {name: GOOD[name]}, SEEDS, partial=True)
-        assert seen.weights == {name: WEIGHTS[name]} and set(seen.baseline) == {name}
-        assert score(seen) == pytest.approx(share)
-    assert view(PLAIN, GOOD, SEEDS, partial=True) == view(PLAIN, GOOD, SEEDS)
+def test_the_baseline_itself_is_never_vetoed():
+    """Guards go by the baseline; but what it lacks it lacks."""
+    dead = {**GOOD, "mmd/plateau": 1.0, "probe/effective_rank": 0.1, "source_val/mAP": 0.0}
+    seen = view(PLAIN, dead, SEEDS, aligns=True, exempt=True)
+    assert not seen.vetoed and score(seen) == pytest.approx(2.5)
+    assert score(view(PLAIN, dead, SEEDS, aligns=True)) == LOWEST
+    assert score(view(PLAIN, {"probe/finite": 0.0}, SEEDS, exempt=True)) == LOWEST
 
 
 @pytest.mark.parametrize("which", [slice(0, 1), slice(0, 3)])
