@@ -42,7 +42,7 @@ def test_smoke_runs_from_the_wheel(installed, tmp_path, embedded_cache):
         command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=400, check=False
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert "confirms nothing yet" in ran.stdout and "@candidate is now version 1." in ran.stdout
+    assert "Found: " in ran.stdout and "@candidate is now version 1: the best" in ran.stdout
     (result,) = (tmp_path / "mmfa-studies").glob("smoke-*.json")
     outcome = json.loads(result.read_text())
     assert outcome["terminal"] == outcome["trials"] == 3

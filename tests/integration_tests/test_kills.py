@@ -53,7 +53,7 @@ def test_driver_killed_at_random_moments(confirming):
     code, text = driver.run()
     assert code == 0, text
     check_exactly_once(driver, trials=3, epochs=EPOCHS, confirmations=6)
-    assert "Promoted: mmfa-embedded-source-to-embedded-target@candidate is now version 1;" in text
+    assert "Promoted: mmfa-embedded-source-to-embedded-target@candidate is now version 1: the best" in text
     verdict = json.loads((driver.out / "verdict.json").read_text())
     assert [one["word"] for one in verdict["judgements"]] and verdict["looks"] == 1
 
