@@ -145,9 +145,9 @@ def test_a_study_grows_and_never_shrinks(study):
     driver, _ = study
     code, text = driver.run("--trials", "2")
     assert code == 2 and "may only grow: this study has 3, but --trials is 2" in text
-    code, text = driver.run("--confirm-seeds", "3")
+    code, text = driver.run("--trials", "3", "--confirm-seeds", "3")
     assert code == 0 and "11 trainings are over, 3 to go" in text and "p was multiplied by 6" in text, text
-    code, text = driver.run("--confirm-seeds", "2")
+    code, text = driver.run("--trials", "3", "--confirm-seeds", "2")
     assert code == 2 and "may only grow: this study has 3, but --confirm-seeds is 2" in text
 
 
