@@ -43,7 +43,7 @@ def test_smoke_runs_from_the_wheel(installed, tmp_path, embedded_cache):
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "Found: " in ran.stdout and "@candidate is now version 1: the best" in ran.stdout
-    (result,) = (tmp_path / "mmfa-studies").glob("smoke-*.json")
+    (result,) = (tmp_path / "mmfa-studies").glob("smoke-????????????.json")
     outcome = json.loads(result.read_text())
     assert outcome["terminal"] == outcome["trials"] == 3
     assert [row["role"] for row in outcome["rows"]][:3] == ["source_only", "target_bn", "baseline"]
