@@ -182,7 +182,8 @@ def test_looking_again_is_told(looks, factor):
 
 
 def test_few_seeds_are_told():
-    few = frame([verdict.Challenge(candidate=runs(NAME, GOOD[:4]), baseline=runs("baseline", BASE[:4]))])
+    few = frame([verdict.Challenge(candidate=runs(NAME, GOOD[:4]), baseline=runs("baseline", BASE))])
+    assert "over n = 4 and 5 fresh seeds" in said(plan_of(), few)["Found"][0]
     assert said(plan_of(), few)["How sure"][-1].startswith("fewer than 5 seeds of a setting are few")
     assert "few" not in said(plan_of(), record_of((NAME, GOOD)))["How sure"][-1]
 
