@@ -131,12 +131,12 @@ def _train(job: Job, notes: list[str]) -> Iterator[dict[str, Any]]:
     for report in training.history:
         yield {"epoch": epoch_row(report)}
     try:
-        for report in training.epochs() if not _is_pruned(job) else ():
+        for report in training.epochs() if not _is_pruned(job, training) else ():
             _save(job, training)
             yield {"epoch": epoch_row(report)}
-            if _is_pruned(job):
+            if _is_pruned(job, training):
                 break
-        outcome = _pruned(training) if _is_pruned(job) else _judge(job, training) | {"outcome": "complete"}
+        outcome = _pruned(training) if _is_pruned(job, training) else _judge(job, training) | {"outcome": "complete"}
     except DivergedError as error:
         outcome = {"outcome": "diverged", "reason": str(error)}
     if outcome["outcome"] == "complete":
@@ -146,8 +146,10 @@ def _train(job: Job, notes: list[str]) -> Iterator[dict[str, Any]]:
     yield {"result": record}
 
 
-def _is_pruned(job: Job) -> bool:
-    return job.prunable and (Path(job.folder) / PRUNED).exists()
+def _is_pruned(job: Job, training: Training) -> bool:
+    """Whether the driver ends a trial here; one whose last epoch is trained has nothing left to save, and completes."""
+    trained = len(training.history) == training.config.optim.num_epochs
+    return job.prunable and not trained and (Path(job.folder) / PRUNED).exists()
 
 
 def _pruned(training: Training) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from mmfa.config import profile
 from mmfa.data import catalog
 from mmfa.data.store import build
 from tune.lease import Fence
-from tune.trainable import EXPORT, JOURNAL, RESULT, Job, train
+from tune.trainable import EXPORT, JOURNAL, RESULT, Job, mark_pruned, train
 
 SHORT = {"optim.num_epochs": 3, "optim.warmup_epochs": 1, "data.source_batch": 256, "data.target_batch": 64}
 
@@ -24,7 +24,7 @@ def stores(embedded_cache):
 
 @pytest.fixture
 def job(tmp_path, stores):
-    def make(*, attempt=1, counter=1, **overrides):
+    def make(*, attempt=1, counter=1, prunable=False, **overrides):
         Fence(tmp_path / "fence", counter).put_up()
         return Job(
             name="search/0000",
@@ -38,6 +38,7 @@ def job(tmp_path, stores):
             threads=1,
             reading="recorded",
             criteria={"k": 40, "eps": 0.6, "min_samples": 2},
+            prunable=prunable,
         )
 
     return make
@@ -101,6 +102,28 @@ def test_the_result_of_another_trial_is_refused(job):
     list(train(job()))
     (row,) = list(train(job(**{"loss.lambda_attr": 3.0})))
     assert "is of another trial of that name; give another --storage" in row["failed"]
+
+
+def test_a_marked_trial_ends_after_the_epoch_it_reported(job, tmp_path):
+    rows = train(job(prunable=True))
+    next(rows)
+    mark_pruned(job())
+    (last,) = list(rows)
+    assert last["result"]["outcome"] == "pruned" and last["result"]["reason"].endswith("after epoch 1 of 3")
+    assert not (tmp_path / "lineage" / EXPORT).exists()
+
+
+def test_a_trial_marked_after_its_last_epoch_completes(job, tmp_path):
+    """A driver that died takes the epochs up one by one, and may mark a trial that has none left to save."""
+    rows = train(job(prunable=True))
+    for _ in range(3):
+        next(rows)
+    rows.close()
+    again = train(job(attempt=2, counter=2, prunable=True))
+    next(again)
+    mark_pruned(job())
+    *_, last = list(again)
+    assert last["result"]["outcome"] == "complete" and "target/mAP" in last["result"]["metrics"]
 
 
 def test_divergence_is_a_result(job, tmp_path):
