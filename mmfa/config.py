@@ -104,6 +104,10 @@ class KernelConfig(_Section):
 
     bandwidths: tuple[float, ...] = (1.0, 5.0, 10.0)  # α
     """Bandwidths whose kernels are averaged."""
+    centre: float | None = _ranged(None, gt=0)
+    """In place of ``bandwidths``: one bandwidth about which the others lie by factors of two; none: ``bandwidths``."""
+    octaves: int = _ranged(0, ge=0, le=6)
+    """``centre`` only: α are centre · 2^j for every whole j from -octaves to octaves."""
     scale: Scale = "dim"
     """How d² is scaled.
 
@@ -117,6 +121,13 @@ class KernelConfig(_Section):
             raise ConfigError(
                 f"kernel.bandwidths must be one or more numbers above 0, but got {list(self.bandwidths)}."
             )
+
+    @property
+    def alphas(self) -> tuple[float, ...]:
+        """The bandwidths α in use."""
+        if self.centre is None:
+            return self.bandwidths
+        return tuple(self.centre * 2.0**octave for octave in range(-self.octaves, self.octaves + 1))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -73,7 +73,7 @@ class LossLog:
 def kernel_metrics(source: Features, target: Features, *, kernel: KernelConfig) -> dict[str, float]:
     """Return what the kernel makes of the pooled features and, where there are attributes, of what L_AAL aligns."""
     deep = kernel_report(
-        source.pooled_BD[:, None], target.pooled_BD[:, None], bandwidths=kernel.bandwidths, scale=kernel.scale
+        source.pooled_BD[:, None], target.pooled_BD[:, None], bandwidths=kernel.alphas, scale=kernel.scale
     )
     metrics = {
         "kernel_liveness": deep.liveness,
@@ -83,7 +83,7 @@ def kernel_metrics(source: Features, target: Features, *, kernel: KernelConfig) 
     }
     if source.attributes_BM.shape[1]:
         attributes = kernel_report(
-            source.aligned_attributes(), target.aligned_attributes(), bandwidths=kernel.bandwidths, scale=kernel.scale
+            source.aligned_attributes(), target.aligned_attributes(), bandwidths=kernel.alphas, scale=kernel.scale
         )
         metrics |= {"attribute_liveness": attributes.liveness, "attribute_unbiased": attributes.unbiased}
     return metrics

@@ -86,7 +86,7 @@ class Objective:
         return squared_mmd(
             source.aligned_attributes(),
             target.aligned_attributes(),
-            bandwidths=self.kernel.bandwidths,
+            bandwidths=self.kernel.alphas,
             scale=self.kernel.scale,
         ).mean()
 
@@ -96,7 +96,7 @@ class Objective:
         return squared_mmd(
             source.pooled_BD[:, None],
             target.pooled_BD[:, None],
-            bandwidths=self.kernel.bandwidths,
+            bandwidths=self.kernel.alphas,
             scale=self.kernel.scale,
         ).sum()
 

@@ -139,16 +139,12 @@ def _check_baseline(plan: Plan) -> None:
     """Every arm's baseline is its trial 0, so it must be a point of the space; and the objective must exist."""
     for arm in plan.arms:
         flat = arm.config.flatten()
-        for name, dimension in plan.study.space.items():
-            value = flat[name]
-            inside = (
-                dimension.low <= value <= dimension.high or (dimension.zero and value == 0)
-                if isinstance(dimension, Range)
-                else dimension.label(value) is not None
-            )
-            if not inside:
+        for name in plan.baseline_params(arm):
+            if name in plan.study.space and not _holds(plan.study.space[name], flat[name]):
+                way = "search it under a condition (`when`) that the baseline does not meet"
                 raise ConfigError(
-                    f"{plan.study.origin}: [space] {name!r} must contain the baseline, {value!r}; widen it."
+                    f"{plan.study.origin}: [space] {name!r} must contain the baseline, {flat[name]!r}; "
+                    f"{way if flat[name] is None else 'widen it'}."
                 )
         _check_choices(plan, arm)
     small = [name for name in plan.datasets() if name in SPLIT_SETS]
@@ -171,6 +167,12 @@ def _check_baseline(plan: Plan) -> None:
         )
     elif plan.baseline.data.num_val_ids == 0 and plan.labels == "target_val":
         raise ConfigError("data.num_val_ids=0 leaves no target_val, the objective of this study; set it to 1 or more.")
+
+
+def _holds(dimension: Range | Choices, value: Any) -> bool:
+    if isinstance(dimension, Choices):
+        return dimension.label(value) is not None
+    return value is not None and (dimension.low <= value <= dimension.high or (dimension.zero and value == 0))
 
 
 def _check_judged(plan: Plan) -> None:

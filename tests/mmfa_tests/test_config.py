@@ -82,3 +82,11 @@ def test_what_does_not_hold_is_said(overrides, message):
 def test_none_is_a_value_where_it_is_one():
     clipped = TrialConfig().with_overrides({"optim.clip_norm": 10})
     assert clipped.optim.clip_norm == 10.0 and clipped.with_overrides({"optim.clip_norm": None}) == TrialConfig()
+
+
+def test_bandwidths_about_a_centre_lie_by_factors_of_two():
+    config = TrialConfig().with_overrides({"kernel.centre": 0.5, "kernel.octaves": 2})
+    assert config.kernel.alphas == (0.125, 0.25, 0.5, 1.0, 2.0)
+    assert TrialConfig().kernel.alphas == TrialConfig().kernel.bandwidths == (1.0, 5.0, 10.0)
+    with pytest.raises(ConfigError, match=r"kernel.centre > 0 must hold, but got 0"):
+        TrialConfig().with_overrides({"kernel.centre": 0.0})

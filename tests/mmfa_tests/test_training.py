@@ -222,10 +222,11 @@ def test_kernel_sets_and_scales_reach_the_losses(tiny, source, target):
     base = {"optim.num_epochs": 2}
     seen = []
     scales = ({"kernel.scale": scale} for scale in ("absolute", "l2norm", "median"))
-    for kernel in ({}, {"kernel.bandwidths": [0.1]}, *scales):
+    relative = {"kernel.scale": "median", "kernel.centre": 0.25, "kernel.octaves": 1}
+    for kernel in ({}, {"kernel.bandwidths": [0.1]}, *scales, relative):
         config = tiny.with_overrides(base | kernel)
         seen.append(run(config, source, target).history[0])
-    assert len({report.losses["mdal"] for report in seen}) == 5
+    assert len({report.losses["mdal"] for report in seen}) == 6
     assert seen[1].mmd["kernel_liveness"] < seen[0].mmd["kernel_liveness"]
 
 

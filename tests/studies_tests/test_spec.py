@@ -159,6 +159,19 @@ def test_resolve_refuses_a_space_without_the_baseline():
         resolve(parse(GOOD.replace("high = 10", "high = 0.5")), profile_name="embedded", overrides={})
 
 
+def test_a_dimension_that_the_baseline_does_not_have_needs_a_condition():
+    centre = '[space."kernel.centre"]\nlow = 0.25\nhigh = 4.0\nlog = true\n'
+    with pytest.raises(ConfigError, match=r"'kernel.centre' must contain the baseline, None; search it under a cond"):
+        resolve(parse(GOOD + centre), profile_name="embedded", overrides={})
+    scale = '[space."kernel.scale"]\nchoices = ["dim", "median"]\n'
+    plan = resolve(
+        parse(GOOD + scale + centre + 'when = {"kernel.scale" = "median"}\n'), profile_name="embedded", overrides={}
+    )
+    assert plan.baseline_params() == {"loss.lambda_aal": 1.0, "kernel.scale": "dim"}
+    point = {"loss.lambda_aal": 1.0, "kernel.scale": "median", "kernel.centre": 0.5}
+    assert plan.decode(point).kernel.alphas == (0.5,)
+
+
 def test_identity_is_content_and_not_the_number_of_trials():
     def identity(text=GOOD, fingerprint="a", **kwargs):
         plan = resolve(parse(text), profile_name="embedded", overrides=kwargs.pop("overrides", {}), **kwargs)
