@@ -33,12 +33,12 @@ def test_one_setting_is_not_told_apart_from_itself(tmp_path, embedded_cache):
 
 
 def test_alignment_on_the_planted_pair(tmp_path, embedded_cache):
-    found, _ = words(tmp_path, embedded_cache, "alignment", "--seed", "100")
+    found, _ = words(tmp_path, embedded_cache, "alignment")
     committed = json.loads((ROOT / "docs" / "results" / "alignment-embedded.verdict.json").read_text())
     for one in committed["judgements"]:
         assert found[one["candidate"], one["baseline"]]["word"] == one["word"]
 
 
 def test_alignment_finds_nothing_on_the_null_pair(tmp_path, embedded_cache):
-    found, _ = words(tmp_path, embedded_cache, "alignment", "--target", "embedded-null", "--trials", "8")
+    found, _ = words(tmp_path, embedded_cache, "alignment", "--target", "embedded-null")
     assert found["mmfa", "target_bn"]["word"] == "UNDETERMINED"
