@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +12,7 @@ import rich.box
 from rich.console import Console as RichConsole
 from rich.console import Group, RenderableType
 from rich.live import Live
+from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
@@ -24,8 +25,8 @@ from tune.wording import duration, percent, short, symbol
 
 STYLES = {"running": "cyan", "complete": "green", "diverged": "red", "lost": "yellow", "pruned": "magenta"}
 LOSSES = (("total", "L"), ("identity", "id"), ("attribute", "attr"), ("aal", "aal"), ("mdal", "mdal"))
-WIDE = 112
-"""Columns of a terminal that has room for every loss; narrower ones get the total."""
+MEASURE = 1000
+"""Columns that are enough for any table."""
 
 
 @dataclass
@@ -160,35 +161,38 @@ class Console:
         return f"about {duration(left * sum(timed) / len(timed) / self._workers)} left"
 
     def _table(self) -> RenderableType:
-        metric = self._plan.metric
-        table = Table(box=rich.box.SIMPLE_HEAD, pad_edge=False, expand=False)
-        table.add_column("trial", no_wrap=True)
-        for name in self._plan.shown:
-            table.add_column(symbol(name).replace(".", "\n"), justify="right", no_wrap=True, min_width=5)
-        table.add_column("epoch", justify="right", no_wrap=True)
-        losses = LOSSES if self.rich.width >= WIDE else LOSSES[:1]
-        for _, title in losses:
-            table.add_column(title, justify="right", no_wrap=True)
-        table.add_column(metric.replace("/", "\n"), justify="right")
-        table.add_column("alive", justify="right", no_wrap=True)
-        table.add_column("state", no_wrap=True)
         with self._lock:
-            shown = self._shown()
-            for trial in shown:
-                m = trial.metrics
-                values = [f"{m[f'train/loss_{key}']:.3f}" if m else "" for key, _ in losses]
-                alive = f"{m['mmd/kernel_liveness']:.2f}" if "mmd/kernel_liveness" in m else "–"
-                epoch = f"{trial.epoch}/{trial.num_epochs}"
-                state = Text(trial.state, STYLES.get(trial.state, ""))
-                name = trial.name.rpartition("/")[2] if self._plan.arms[0].name == SEARCH else trial.name
-                table.add_row(name, *trial.shown, epoch, *values, _score(self._plan, m.get(metric)), alive, state)
+            # Where there is no room the terms of eq. 7 go first, then the parameters: no figure is cut short.
+            tables = [self._rows(LOSSES), self._rows(LOSSES[:1]), self._rows(LOSSES[:1], parameters=False)]
             ended = len(self._ended)
+        options = self.rich.options.update(width=MEASURE)
+        fitting = [one for one in tables if Measurement.get(self.rich, options, one).maximum <= self.rich.width]
         head = Text(
             f"{self._plan.study.name}: {ended} of {max(ended, self._plan.num_trainings)} trainings over, {self._eta()}",
             "bold",
         )
         notes = [Text(self._problem, "yellow")] if self._problem else []
-        return Group(head, table, *notes)
+        return Group(head, (fitting or tables[-1:])[0], *notes)
+
+    def _rows(self, losses: Sequence[tuple[str, str]], *, parameters: bool = True) -> Table:
+        """Return the trials that fit the height, with some of the losses."""
+        table = Table(box=rich.box.SIMPLE_HEAD, pad_edge=False, expand=False)
+        table.add_column("trial", no_wrap=True)
+        for name in self._plan.shown if parameters else ():
+            table.add_column(symbol(name).replace(".", "\n"), justify="right", no_wrap=True, min_width=5)
+        for title in ("epoch", *(title for _, title in losses), self._plan.metric.replace("/", "\n"), "alive"):
+            table.add_column(title, justify="right", no_wrap=True)
+        table.add_column("state", no_wrap=True)
+        for trial in self._shown():
+            m = trial.metrics
+            values = [f"{m[f'train/loss_{key}']:.3f}" if m else "" for key, _ in losses]
+            alive = f"{m['mmd/kernel_liveness']:.2f}" if "mmd/kernel_liveness" in m else "–"
+            epoch = f"{trial.epoch}/{trial.num_epochs}"
+            state = Text(trial.state, STYLES.get(trial.state, ""))
+            name = trial.name.rpartition("/")[2] if self._plan.arms[0].name == SEARCH else trial.name
+            score = _score(self._plan, m.get(self._plan.metric))
+            table.add_row(name, *(trial.shown if parameters else ()), epoch, *values, score, alive, state)
+        return table
 
     def _shown(self) -> list[_Trial]:
         """Return what fits: all that run, then the newest that ended, in order of start."""
