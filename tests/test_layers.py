@@ -22,6 +22,8 @@ ALLOWED = {
 EXTRA = {
     "mmfa/data": {"PIL", "scipy", "filelock"},
     "mmfa/checkpoint.py": {"safetensors"},
+    "tune/mirror.py": {"pyarrow"},
+    "tune/nodes.py": {"filelock"},
 }
 MMFA_FOR_STUDIES = {"mmfa.config", "mmfa.errors"}
 

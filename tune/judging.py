@@ -14,9 +14,9 @@ import numpy as np
 from mmfa.errors import CheckpointError
 from studies.plan import Plan, digest
 from tune import confirm, power, provenance, verdict
+from tune.job import read_result
 from tune.outcome import Outcome, Row
 from tune.session import Session
-from tune.trainable import read_result
 
 SCHEMA = 1
 """Of ``verdict.json``; docs/verdicts.md describes it."""

@@ -23,6 +23,8 @@ import psutil
 import sqlalchemy as sa
 
 from mmfa.errors import MmfaError
+from tune import mirror
+from tune.places import first_line
 
 logger = logging.getLogger(__name__)
 
@@ -88,22 +90,37 @@ class Fence:
     The highest one counts, so a driver that was frozen before it raised its own changes nothing when it thaws.
     """
 
-    folder: Path
+    folder: str
+    """A folder, or a URI on an object store."""
     counter: int
 
     def check(self) -> None:
         """Raise LeaseLostError where another driver has raised a higher counter."""
-        highest = max((int(path.name) for path in self.folder.iterdir() if path.name.isdigit()), default=-1)
+        highest = max(self._counters(), default=-1)
         if highest != self.counter:
             raise LeaseLostError(f"another driver has taken over: {self.folder} says {highest}, not {self.counter}.")
 
     def put_up(self) -> None:
         """Put the counter up and take lower ones down."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / str(self.counter)).touch()
-        for path in self.folder.iterdir():
-            if path.name.isdigit() and int(path.name) < self.counter:
-                path.unlink(missing_ok=True)
+        remote = mirror.is_remote(self.folder)
+        if remote:
+            mirror.write(f"{self.folder}/{self.counter}", b"up")
+        else:
+            Path(self.folder).mkdir(parents=True, exist_ok=True)
+            (Path(self.folder) / str(self.counter)).touch()
+        lower = [str(counter) for counter in self._counters() if counter < self.counter]
+        if remote:
+            mirror.remove(self.folder, *lower)
+            return
+        for name in lower:
+            (Path(self.folder) / name).unlink(missing_ok=True)
+
+    def _counters(self) -> list[int]:
+        if mirror.is_remote(self.folder):
+            names = list(mirror.sizes(self.folder))
+        else:
+            names = [path.name for path in Path(self.folder).iterdir()]
+        return [int(name) for name in names if name.isdigit()]
 
 
 def create_table(engine: sa.Engine) -> None:
@@ -180,7 +197,7 @@ class Lease:
                 with self._engine.begin() as connection:
                     renewed = connection.execute(statement, values).rowcount
             except sa.exc.SQLAlchemyError as error:
-                logger.warning("the lease could not be renewed, trying again: %s", error)
+                logger.warning("the lease could not be renewed, trying again: %s", first_line(error))
                 continue
             if not renewed:
                 self._lost.set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,23 +10,36 @@ import sqlalchemy as sa
 
 from mmfa.errors import MmfaError
 
+OBJECT_STORES = ("s3", "gs", "abfss")
+"""Schemes that pyarrow opens."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Places:
     """Where a study reads and writes; everything that is not given lies under ``out``."""
 
     out: Path
-    storage: Path
+    storage: str
+    """A folder, or the URI of an object store."""
     ledger: str
     tracking: str
     cache_dir: Path
     data_root: Path | None
 
+    @property
+    def copy(self) -> Path:
+        """Where the driver reads and writes what is on storage: the folder itself, or a copy of the object store."""
+        return self.out / "storage" if "://" in self.storage else Path(self.storage)
+
+    def uri_of(self, *parts: str) -> str:
+        """Return the URI of something on an object store; "" where storage is a folder."""
+        return "/".join((self.storage, *parts)) if "://" in self.storage else ""
+
 
 def places(
     *,
     out: Path,
-    storage: Path | None,
+    storage: str | None,
     ledger: str | None,
     tracking: str | None,
     cache_dir: Path,
@@ -36,6 +50,7 @@ def places(
     Raises:
         MmfaError: a URL that is none, a folder as tracking URI, or one database for ledger and MLflow.
     """
+    _refuse_passwords(ledger, tracking)
     out = out.expanduser().absolute()
     if "?" in str(out):
         raise MmfaError(f"--out must not contain a question mark, which ends a database's URL, but got {out}.")
@@ -50,12 +65,38 @@ def places(
             )
     return Places(
         out=out,
-        storage=(storage or out / "storage").expanduser().absolute(),
+        storage=_storage(storage or str(out / "storage")),
         ledger=ledger_url,
         tracking=tracking_uri,
         cache_dir=cache_dir.expanduser().absolute(),
         data_root=data_root.expanduser().absolute() if data_root else None,
     )
+
+
+def _refuse_passwords(ledger: str | None, tracking: str | None) -> None:
+    """A command is printed, recorded and shown by ``ps``: what is secret must not be part of it."""
+    where = {
+        "--ledger": "PGPASSWORD or in ~/.pgpass",
+        "--tracking-uri": "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (a database's: PGPASSWORD)",
+    }
+    for option, url in (("--ledger", ledger), ("--tracking-uri", tracking)):
+        if url is not None and re.search(r"://[^/@]*:[^/@]+@", url):
+            raise MmfaError(
+                f"{option} must not hold a password, since commands are printed and recorded; give it in the "
+                f"environment, as {where[option]}."
+            )
+
+
+def _storage(where: str) -> str:
+    scheme, mark, _ = where.partition("://")
+    if not mark:
+        return str(Path(where).expanduser().absolute())
+    if scheme not in OBJECT_STORES:
+        raise MmfaError(
+            f"--storage must be a folder that all nodes share, or start with one of "
+            f"{', '.join(f'{name}://' for name in OBJECT_STORES)}, but got {where}."
+        )
+    return where.rstrip("/")
 
 
 def _absolute(url: str, *, option: str) -> str:
@@ -84,7 +125,7 @@ def _database(url: str) -> tuple[object, ...]:
     parsed = sa.make_url(url)
     if parsed.get_backend_name() == "sqlite":
         return ("sqlite", Path(str(parsed.database)).resolve())
-    return (parsed.get_backend_name(), parsed.host, parsed.port or 5432, parsed.database)
+    return (parsed.get_backend_name(), parsed.host or parsed.query.get("host"), parsed.port or 5432, parsed.database)
 
 
 def safe_url(url: str) -> str:

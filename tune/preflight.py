@@ -16,6 +16,7 @@ import sqlalchemy as sa
 
 from mmfa.config import TrialConfig
 from mmfa.errors import MmfaError
+from tune import mirror
 from tune.places import Places, first_line, safe_url
 
 if TYPE_CHECKING:
@@ -56,10 +57,31 @@ def check_writable(folder: Path, *, option: str) -> None:
         raise MmfaError(f"{folder} cannot be written ({error.strerror}); give another folder with {option}.") from None
 
 
+def check_object_store(uri: str) -> None:
+    """Write an object, read it back and remove it.
+
+    Raises:
+        MmfaError: any of that fails.
+    """
+    name = f".probe-{uuid.uuid4().hex}"
+    try:
+        mirror.write(f"{uri}/{name}", b"mmfa", seconds=0)
+        if mirror.read(f"{uri}/{name}") != b"mmfa":
+            raise OSError("what was written reads back differently")
+        mirror.remove(uri, name)
+    except OSError as error:
+        raise MmfaError(
+            f"--storage {uri} cannot be used: {first_line(error)}. Check bucket, credentials and endpoint "
+            "(AWS_ENDPOINT_URL), or give a folder that all nodes share."
+        ) from None
+
+
 def check_places(where: Places) -> None:
     """Check every folder of a study."""
     check_writable(where.out, option="--out")
-    check_writable(where.storage, option="--storage")
+    if mirror.is_remote(where.storage):
+        check_object_store(where.storage)
+    check_writable(where.copy, option="--storage")
     check_writable(where.cache_dir, option="--cache-dir")
     if where.tracking.startswith(("http://", "https://")):
         _check_server(where.tracking)

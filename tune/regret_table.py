@@ -11,8 +11,8 @@ from mmfa.errors import CheckpointError
 from mmfa.probe import Probe
 from studies.protocol import CRITERIA
 from tune import criteria, regret
+from tune.job import PROBE
 from tune.outcome import Row
-from tune.trainable import PROBE
 
 
 def of(rows: Sequence[Row], folders: Mapping[str, Path], *, objective: str) -> list[dict[str, Any]]:

@@ -168,7 +168,7 @@ def _trials(client: MlflowClient, study_run: Run) -> Iterator[tuple[str, Run]]:
 def _probe(client: MlflowClient, run: Run, folder: Path) -> Probe | None:
     from mmfa.errors import CheckpointError
     from mmfa.probe import Probe
-    from tune.trainable import PROBE
+    from tune.job import PROBE
 
     if PROBE not in [file.path for file in client.list_artifacts(run.info.run_id)]:
         return None

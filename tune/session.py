@@ -14,13 +14,13 @@ from typing import Any, Literal
 from mmfa.config import TrialConfig
 from mmfa.errors import CheckpointError, MmfaError
 from studies.plan import CONFIRM, SEARCH, Plan, grown
-from tune import confirm, scoring, search
+from tune import confirm, mirror, scoring, search
 from tune import outcome as outcomes
+from tune.job import RESULT, Job, read_readings, read_result
 from tune.lease import Fence, Lease
 from tune.ledger import Ledger, Lineage, StageLedger
 from tune.places import Places
 from tune.preflight import Stores
-from tune.trainable import Job, read_readings, read_result
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,10 @@ class Request:
     places: Places
     trials_asked: bool
     cpus_per_trial: int
-    trials_per_gpu: int
+    trials_per_gpu: int | None
+    """None where it is to be measured."""
+    workers: int | None = None
+    """Trials at once; None for as many as fit."""
     address: str | None
     promote: Literal["never", "candidate", "champion"]
     confirm_seeds_asked: bool = False
@@ -61,12 +64,20 @@ class Session:
 
     @property
     def folder(self) -> Path:
-        """Everything that the study keeps on storage."""
-        return self.request.places.storage / self.study_id
+        """Everything that the study keeps on storage, or the driver's copy of it."""
+        return self.request.places.copy / self.study_id
 
     def folder_of(self, name: str) -> Path:
-        """The folder of a lineage."""
-        return self.folder / name.replace("/", "-")
+        """The folder of a lineage; of one on an object store a copy, complete once the lineage is over."""
+        folder = self.folder / name.replace("/", "-")
+        uri = self.uri_of(name)
+        if uri and not (folder / RESULT).exists():
+            mirror.pull(folder, uri, without="attempt-")
+        return folder
+
+    def uri_of(self, name: str) -> str:
+        """The URI of a lineage's folder; "" where it lies in a folder that all nodes share."""
+        return self.request.places.uri_of(self.study_id, name.replace("/", "-"))
 
     def lineages(self) -> list[Lineage]:
         """All lineages, controls first."""
@@ -190,22 +201,34 @@ class Session:
             entry = {"at": time.time(), "trial": "", "attempt": 0, "why": why}
             self.registry.study.set_user_attr("readings", [*known, entry])
 
-    def job(self, lineage: Lineage, config: TrialConfig) -> Job:
+    def job(self, lineage: Lineage, config: TrialConfig, *, trials_per_gpu: int = 1) -> Job:
         """What a worker gets to train a lineage."""
+        uri = self.uri_of(lineage.name)
+        scratch = self.request.places.cache_dir / "trials" / self.study_id / lineage.name.replace("/", "-")
         return Job(
             name=lineage.name,
             config=config.to_json(),
             source_store=str(self.stores.paths[config.data.source]),
             target_store=str(self.stores.paths[config.data.target]),
-            folder=str(self.folder_of(lineage.name)),
+            folder=str(scratch if uri else self.folder_of(lineage.name)),
+            uri=uri,
             attempt=len(lineage.attempts),
-            fence_folder=str(self.fence.folder),
+            fence_folder=self.fence.folder,
             fence_counter=self.fence.counter,
             threads=self.request.cpus_per_trial,
+            trials_per_gpu=trials_per_gpu,
             reading=self._reading(lineage),
             criteria=self.plan.criteria,
             prunable=self.plan.study.pruning is not None and lineage.stage not in search.FIXED,
         )
+
+    def recall(self, name: str) -> Any:
+        """Return what was remembered of how the study runs; None where nothing was."""
+        return self.registry.study.user_attrs.get(name)
+
+    def remember(self, name: str, value: Any) -> None:
+        """Write down how the study runs: no part of what it is."""
+        self.registry.study.set_user_attr(name, value)
 
     def _reading(self, lineage: Lineage) -> str:
         """Why the official test labels are read at the end of a training; "" where there are none."""
@@ -231,9 +254,9 @@ def open_session(
     if request.plan.labelled and not request.plan.study.is_comparison:  # with --quick too: before anybody sees a result
         wanted = request.plan.confirm_seeds or request.plan.study.protocol.confirm_seeds
         fresh = ledger.register_number(registry, "confirm_seeds", wanted, asked=request.confirm_seeds_asked)
-    folder = request.places.storage / study_id
-    _claim(folder, ledger_id=registry.study.user_attrs["ledger"])
-    fence = Fence(folder / "fence", lease.counter)
+    folder, uri = request.places.copy / study_id, request.places.uri_of(study_id)
+    _claim(folder, uri, ledger_id=registry.study.user_attrs["ledger"])
+    fence = Fence(f"{uri or folder}/fence", lease.counter)
     fence.put_up()
     asked_for = request.plan
     if asked_for.quick and fresh is not None and confirm.read(registry) is not None:
@@ -256,15 +279,20 @@ def open_session(
     )
 
 
-def _claim(folder: Path, *, ledger_id: str) -> None:
+def _claim(folder: Path, uri: str, *, ledger_id: str) -> None:
     """Tie a study's storage to its ledger: results of one must not be taken for another's."""
     mark = folder / "ledger"
-    if mark.exists() and mark.read_text() != ledger_id:
+    known = mark.read_bytes() if mark.exists() else None
+    if uri:
+        known = mirror.read(f"{uri}/ledger") or known  # a copy of another object store's study is not for this one
+    if known not in (None, ledger_id.encode()):
         raise MmfaError(
-            f"{folder} holds trainings of this study that another ledger counts; give that --ledger, "
+            f"{uri or folder} holds trainings of this study that another ledger counts; give that --ledger, "
             "or another --storage, or remove the folder."
         )
     folder.mkdir(parents=True, exist_ok=True)
+    if uri:
+        mirror.write(f"{uri}/ledger", ledger_id.encode())
     temporary = mark.with_name(f"ledger.{os.getpid()}.tmp")
     temporary.write_text(ledger_id)
     temporary.replace(mark)

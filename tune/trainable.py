@@ -1,9 +1,7 @@
 """One trial: config → ``Training`` → ``ray.tune.report``, with checkpoints by lineage.
 
-A lineage's folder holds ``attempt-0001/epoch-0003/…`` while it trains and, once it is over, ``result.json``,
-``export/`` (the weights that were evaluated) and ``probe.npz`` (what label-free criteria see). ``readings.jsonl`` has a
-line for every time that the official test labels were read. Whoever starts on a lineage first sends again what it has
-already been through, so that a driver or a worker that died in between has lost no report.
+Whoever starts on a lineage first sends again what it has already been through, so that a driver or a worker that died
+in between has lost no report.
 """
 
 from __future__ import annotations
@@ -18,13 +16,27 @@ import shutil
 import time
 import traceback
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmfa.config import TrialConfig
 from mmfa.errors import CheckpointError, DivergedError, MmfaError
-from tune.lease import Fence
+from tune import mirror
+from tune.job import (
+    ERROR,
+    EXPORT,
+    JOURNAL,
+    OWNER,
+    PROBE,
+    PRUNED,
+    READINGS,
+    RESULT,
+    ROW,
+    Job,
+    read_result,
+)
+from tune.patience import append, when_there_is_room
 
 if TYPE_CHECKING:
     from mmfa.data.store import Store
@@ -33,61 +45,36 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-RESULT = "result.json"
-EXPORT = "export"
-JOURNAL = "journal.jsonl"
-READINGS = "readings.jsonl"
-PROBE = "probe.npz"
-PRUNED = "pruned"
-"""Mark of the driver: this lineage ends where it stands."""
-ERROR = "error.txt"
-ROW = "mmfa"
-"""Key of a Tune result that holds a row of :func:`train` as JSON."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Job:
-    """All that a worker needs to know of a trial."""
-
-    name: str
-    config: str
-    source_store: str
-    target_store: str
-    folder: str
-    attempt: int
-    fence_folder: str
-    fence_counter: int
-    threads: int
-    reading: str
-    """Why the official test labels are read at the end; "" where the target has none."""
-    criteria: dict[str, Any]
-    """Settings of the label-free criteria."""
-    prunable: bool = False
-    """Whether the driver may end the trial early: it then waits for the driver after every epoch."""
-
-    @property
-    def fence(self) -> Fence:
-        """The driver's counter."""
-        return Fence(Path(self.fence_folder), self.fence_counter)
-
 
 def run(config: dict[str, Any]) -> None:
     """Train one trial inside Ray Tune."""
     import ray.tune
 
     from mmfa.data.prefetch import prefetch
+    from tune import nodes
 
     job = Job(**config["job"])
     folder = Path(job.folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / ERROR).unlink(missing_ok=True)
     try:
+        for store in (job.source_store, job.target_store):
+            nodes.fetch(store)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ERROR).unlink(missing_ok=True)
         # A report waits for the driver; the next epoch waits for the report only where the driver may end it there.
         for row in train(job) if job.prunable else prefetch(train(job)):
             ray.tune.report({ROW: json.dumps(row)})  # as text: Tune flattens nested results
     except Exception:
-        (folder / ERROR).write_text(traceback.format_exc())
+        _leave_word(job, traceback.format_exc())
         raise
+
+
+def _leave_word(job: Job, text: str) -> None:
+    """Tell the driver why a trial failed, where storage can still be written."""
+    with contextlib.suppress(OSError):
+        if job.uri:
+            mirror.write(f"{job.uri}/{ERROR}", text.encode(), seconds=0)
+        else:
+            (Path(job.folder) / ERROR).write_text(text)
 
 
 def train(job: Job) -> Iterator[dict[str, Any]]:
@@ -98,6 +85,7 @@ def train(job: Job) -> Iterator[dict[str, Any]]:
     folder = Path(job.folder)
     notes: list[str] = []
     try:
+        job.pull()
         if (folder / RESULT).exists():
             try:
                 record = read_result(folder)
@@ -109,9 +97,25 @@ def train(job: Job) -> Iterator[dict[str, Any]]:
                 yield from ({"epoch": report} for report in record["history"])
                 yield {"result": record}
                 return
-        yield from _train(job, notes)
+        yield from _train(job.claimed(), notes)
     except MmfaError as error:
         yield {"failed": str(error)}
+    except RuntimeError as error:  # torch's own class is imported with torch only
+        if type(error).__name__ != "OutOfMemoryError":
+            raise
+        _give_memory_back(error)
+        yield {"failed": f"out of GPU memory with {job.trials_per_gpu} trials on a GPU", "out_of_memory": True}
+
+
+def _give_memory_back(error: BaseException) -> None:
+    """Free what a failed training holds: the worker stays for other trials."""
+    import gc
+
+    import torch
+
+    traceback.clear_frames(error.__traceback__)
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def _check_config(record: dict[str, Any], job: Job) -> None:
@@ -125,7 +129,10 @@ def _train(job: Job, notes: list[str]) -> Iterator[dict[str, Any]]:
     """Train what is left of a lineage and write its result."""
     import torch
 
+    from tune.sharing import limit_memory
+
     torch.set_num_threads(job.threads)
+    limit_memory(job.trials_per_gpu)
     started = time.time()
     training = _open(job, notes)
     for report in training.history:
@@ -140,7 +147,7 @@ def _train(job: Job, notes: list[str]) -> Iterator[dict[str, Any]]:
     except DivergedError as error:
         outcome = {"outcome": "diverged", "reason": str(error)}
     if outcome["outcome"] == "complete":
-        training.export(Path(job.folder) / EXPORT, before_commit=job.fence.check)
+        when_there_is_room(lambda: training.export(Path(job.folder) / EXPORT, before_commit=job.check))
     record = _record(job, training) | {"started_at": started, "notes": notes} | outcome
     _finish(job, record)
     yield {"result": record}
@@ -149,7 +156,9 @@ def _train(job: Job, notes: list[str]) -> Iterator[dict[str, Any]]:
 def _is_pruned(job: Job, training: Training) -> bool:
     """Whether the driver ends a trial here; one whose last epoch is trained has nothing left to save, and completes."""
     trained = len(training.history) == training.config.optim.num_epochs
-    return job.prunable and not trained and (Path(job.folder) / PRUNED).exists()
+    if not job.prunable or trained:
+        return False
+    return PRUNED in mirror.sizes(job.uri) if job.uri else (Path(job.folder) / PRUNED).exists()
 
 
 def _pruned(training: Training) -> dict[str, Any]:
@@ -160,6 +169,7 @@ def _pruned(training: Training) -> dict[str, Any]:
 def _judge(job: Job, training: Training) -> dict[str, Any]:
     """Take the label-free criteria, then read the official target split, once, where it has labels."""
     before = time.perf_counter()
+    job.check()  # before the labels are read
     metrics = training.history[-1].metrics() | _criteria(job, training)
     test = None
     if job.reading:
@@ -179,7 +189,7 @@ def _criteria(job: Job, training: Training) -> dict[str, float]:
     from tune import criteria
 
     taken = probe.take(training)
-    taken.save(Path(job.folder) / PROBE, before_commit=job.fence.check)
+    when_there_is_room(lambda: taken.save(Path(job.folder) / PROBE, before_commit=job.check))
     return criteria.compute(taken, **job.criteria)
 
 
@@ -188,8 +198,8 @@ def _write_reading(job: Job) -> None:
     folder = Path(job.folder)
     folder.mkdir(parents=True, exist_ok=True)
     entry = {"at": time.time(), "trial": job.name, "attempt": job.attempt, "why": job.reading}
-    with (folder / READINGS).open("a") as file:
-        file.write(json.dumps(entry) + "\n")
+    append(folder / READINGS, json.dumps(entry))
+    job.push()
 
 
 def epoch_row(report: EpochReport) -> dict[str, Any]:
@@ -200,34 +210,6 @@ def epoch_row(report: EpochReport) -> dict[str, Any]:
         "ended_at": report.ended_at,
         "metrics": report.metrics(),
     }
-
-
-def read_readings(folder: Path) -> list[dict[str, Any]]:
-    """Return every reading of the official test labels for a lineage; a line that a kill cut short is left out."""
-    found = []
-    with contextlib.suppress(FileNotFoundError):
-        for line in (folder / READINGS).read_text().splitlines():
-            with contextlib.suppress(ValueError):
-                found.append(json.loads(line))
-    return found
-
-
-def mark_pruned(job: Job) -> None:
-    """Have a trial end after the epoch that it has just reported; called by the driver."""
-    (Path(job.folder) / PRUNED).touch()
-
-
-def read_result(folder: Path) -> dict[str, Any]:
-    """Return the record of a finished lineage.
-
-    Raises:
-        CheckpointError: no record, or a damaged one.
-    """
-    try:
-        record: dict[str, Any] = json.loads((folder / RESULT).read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder / RESULT} cannot be read ({type(error).__name__}).") from None
-    return record
 
 
 @functools.cache
@@ -259,8 +241,9 @@ def _open(job: Job, notes: list[str]) -> Training:
 
 def _save(job: Job, training: Training) -> None:
     """Commit a checkpoint behind the fence and write down who trained the epoch."""
+    job.check()  # before anything is written
     folder = Path(job.folder)
-    training.save(folder / f"attempt-{job.attempt:04d}", before_commit=job.fence.check)
+    when_there_is_room(lambda: training.save(folder / f"attempt-{job.attempt:04d}", before_commit=job.check))
     entry = {
         "attempt": job.attempt,
         "driver": job.fence_counter,
@@ -269,8 +252,8 @@ def _save(job: Job, training: Training) -> None:
         "pid": os.getpid(),
         "at": time.time(),
     }
-    with (folder / JOURNAL).open("a") as journal:
-        journal.write(json.dumps(entry) + "\n")
+    append(folder / JOURNAL, json.dumps(entry))
+    job.push()
 
 
 def _record(job: Job, training: Training) -> dict[str, Any]:
@@ -289,6 +272,16 @@ def _record(job: Job, training: Training) -> dict[str, Any]:
     }
 
 
+def _write_result(job: Job, text: str) -> None:
+    temporary = Path(job.folder) / f"{RESULT}.{os.getpid()}.tmp"
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    job.check()
+    temporary.replace(Path(job.folder) / RESULT)
+
+
 def _finish(job: Job, record: dict[str, Any]) -> None:
     """Move the result into place behind the fence, then drop the checkpoints that it makes needless."""
     folder = Path(job.folder)
@@ -296,18 +289,13 @@ def _finish(job: Job, record: dict[str, Any]) -> None:
     record["ended_at"] = time.time()
     for leftover in folder.glob(f"{RESULT}.*.tmp"):
         leftover.unlink(missing_ok=True)
-    temporary = folder / f"{RESULT}.{os.getpid()}.tmp"
-    with temporary.open("w") as file:
-        json.dump(record, file)
-        file.flush()
-        os.fsync(file.fileno())
-    job.fence.check()
-    temporary.replace(folder / RESULT)
-    (folder / PRUNED).unlink(missing_ok=True)
+    when_there_is_room(lambda: _write_result(job, json.dumps(record)))
+    for needless in (PRUNED, OWNER):
+        (folder / needless).unlink(missing_ok=True)
     for attempt in folder.glob("attempt-*"):
         shutil.rmtree(attempt, ignore_errors=True)
-
-
-def as_config(job: Job) -> dict[str, Any]:
-    """Return the job as the config of a Ray Tune trial."""
-    return {"job": asdict(job)}
+    if job.uri:
+        job.push()
+        mirror.drop(job.uri, *{path.split("/")[0] for path in mirror.sizes(job.uri) if path.startswith("attempt-")})
+        mirror.remove(job.uri, PRUNED, OWNER)
+        shutil.rmtree(folder, ignore_errors=True)

@@ -172,3 +172,17 @@ def test_list_and_help_read_well(run, capsys):
         "--storage --tracking-uri --ledger --cache-dir --out --set --seed --promote --dry-run --list"
     )
     assert all(option in text for option in options.split()) and "exit codes" in text
+
+
+@pytest.mark.parametrize(
+    ("option", "url", "way_out"),
+    [
+        ("--ledger", "postgresql://mmfa:planted@db/ledger", "PGPASSWORD or in ~/.pgpass"),
+        ("--tracking-uri", "http://mmfa:planted@mlflow:5000", "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"),
+        ("--tracking-uri", "postgresql://mmfa:planted@db/mlflow", "(a database's: PGPASSWORD)"),
+    ],
+)
+def test_a_password_is_no_part_of_a_command(run, option, url, way_out):
+    code, said = run("--study", "smoke", "--dry-run", option, url)
+    assert code == 2
+    assert f"{option} must not hold a password" in said and way_out in said and "planted" not in said

@@ -81,12 +81,12 @@ def test_a_thawed_driver_changes_nothing(tmp_path):
     stage = old.open("s", stage="search")
     stage.enqueue({"x": 1.0})
     trial = stage.ask({"x": optuna.distributions.FloatDistribution(0, 2)})
-    fence = Fence(tmp_path / "fence", frozen.counter)
+    fence = Fence(str(tmp_path / "fence"), frozen.counter)
     fence.put_up()
     freeze(frozen)
     time.sleep(1.2)
     lease = new.lease("s", seconds=30)
-    Fence(tmp_path / "fence", lease.counter).put_up()
+    Fence(str(tmp_path / "fence"), lease.counter).put_up()
 
     before = [
         (item.number, item.state, item.intermediate_values) for item in new.open("s", stage="search").study.trials
@@ -107,7 +107,7 @@ def test_a_thawed_driver_changes_nothing(tmp_path):
     fence.put_up()  # a driver that was frozen before it put its counter up
     with pytest.raises(LeaseLostError):
         fence.check()
-    Fence(tmp_path / "fence", lease.counter).check()
+    Fence(str(tmp_path / "fence"), lease.counter).check()
     lease.release()
 
 

@@ -22,7 +22,7 @@ def opened(tmp_path):
     def call(name, **changes):
         plan = resolve(load("smoke"), profile_name="embedded", overrides={})
         where = places(
-            out=tmp_path, storage=tmp_path / "storage", ledger=f"sqlite:///{tmp_path / name}.db", tracking=None,
+            out=tmp_path, storage=str(tmp_path / "storage"), ledger=f"sqlite:///{tmp_path / name}.db", tracking=None,
             cache_dir=tmp_path, data_root=None,
         )  # fmt: skip
         request = Request(

@@ -7,8 +7,9 @@ import pytest
 from mmfa.config import profile
 from mmfa.data import catalog
 from mmfa.data.store import build
+from tune.job import EXPORT, JOURNAL, RESULT, Job, mark_pruned
 from tune.lease import Fence
-from tune.trainable import EXPORT, JOURNAL, RESULT, Job, mark_pruned, train
+from tune.trainable import train
 
 SHORT = {"optim.num_epochs": 3, "optim.warmup_epochs": 1, "data.source_batch": 256, "data.target_batch": 64}
 
@@ -25,7 +26,7 @@ def stores(embedded_cache):
 @pytest.fixture
 def job(tmp_path, stores):
     def make(*, attempt=1, counter=1, prunable=False, **overrides):
-        Fence(tmp_path / "fence", counter).put_up()
+        Fence(str(tmp_path / "fence"), counter).put_up()
         return Job(
             name="search/0000",
             config=profile("embedded").with_overrides({**SHORT, **overrides}).to_json(),
@@ -83,7 +84,7 @@ def test_a_worker_of_a_dead_driver_commits_nothing(job, tmp_path):
     rows = train(job())
     next(rows)
     before = sorted(path.name for path in (tmp_path / "lineage").rglob("*"))
-    Fence(tmp_path / "fence", 2).put_up()
+    Fence(str(tmp_path / "fence"), 2).put_up()
     (last,) = list(rows)
     assert "another driver has taken over" in last["failed"]
     assert sorted(path.name for path in (tmp_path / "lineage").rglob("*")) == before
@@ -133,3 +134,17 @@ def test_divergence_is_a_result(job, tmp_path):
     assert record["outcome"] == "diverged" and record["reason"].startswith("epoch 1, ")
     assert list(train(job(attempt=2, counter=2, **given)))[-1]["result"] == json.loads(json.dumps(record))
     assert not (tmp_path / "lineage" / EXPORT).exists()
+
+
+def test_a_worker_that_ray_gave_up_commits_nothing_beside_its_successor(job, tmp_path):
+    """A node that was cut off and heals: Ray has tried the trial again, under the same driver and the same attempt."""
+    folder = tmp_path / "lineage"
+    zombie = train(job())
+    assert kinds([next(zombie)]) == ["epoch 1"]
+    assert kinds(list(train(job())))[-1] == "result"
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    (last,) = list(zombie)
+    assert "was taken up by another worker" in last["failed"]
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+    assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == ["export"]
+    assert len((folder / "readings.jsonl").read_text().splitlines()) == 1

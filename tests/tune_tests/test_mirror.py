@@ -1,0 +1,154 @@
+"""Folders on an object store, against a real S3 server."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import services
+
+from mmfa.errors import MmfaError
+from tune import mirror
+from tune.lease import Fence, LeaseLostError
+from tune.preflight import check_object_store
+
+
+@pytest.fixture
+def uri(s3, request):
+    return f"s3://{services.BUCKET}/{request.node.name}"
+
+
+def keys(s3, uri):
+    prefix = uri.removeprefix(f"s3://{services.BUCKET}/") + "/"
+    found = s3.list_objects_v2(Bucket=services.BUCKET, Prefix=prefix).get("Contents", [])
+    names = sorted(item["Key"].removeprefix(prefix) for item in found)
+    return [name for name in names if name]  # pyarrow marks a folder with an empty object in its own name
+
+
+def checkpoint(folder, epoch, *, attempt=1, weights=b"weights"):
+    at = folder / f"attempt-{attempt:04d}" / f"epoch-{epoch:04d}"
+    at.mkdir(parents=True)
+    (at / "model.safetensors").write_bytes(weights)
+    (at / "state.json").write_text(json.dumps({"epoch": epoch}))
+    return at
+
+
+def nothing():
+    return None
+
+
+def test_what_is_pushed_is_pulled(tmp_path, s3, uri):
+    here, there = tmp_path / "here", tmp_path / "there"
+    checkpoint(here, 1)
+    (here / "journal.jsonl").write_text("one\n")
+    (here / "result.json.12.tmp").write_text("half")
+    mirror.push(here, uri, before_commit=nothing)
+    mirror.pull(there, uri)
+    assert sorted(p.relative_to(there).as_posix() for p in there.rglob("*") if p.is_file()) == keys(s3, uri)
+    assert keys(s3, uri) == [
+        "attempt-0001/epoch-0001/model.safetensors", "attempt-0001/epoch-0001/state.json", "journal.jsonl",
+    ]  # fmt: skip
+    assert (there / "journal.jsonl").read_text() == "one\n"
+
+
+def test_a_file_that_grew_is_sent_again_and_old_epochs_are_dropped(tmp_path, s3, uri):
+    checkpoint(tmp_path, 1)
+    (tmp_path / "journal.jsonl").write_text("one\n")
+    mirror.push(tmp_path, uri, before_commit=nothing, own="attempt-0001")
+    for file in (tmp_path / "attempt-0001" / "epoch-0001").iterdir():
+        file.unlink()
+    checkpoint(tmp_path, 2)
+    (tmp_path / "journal.jsonl").write_text("one\ntwo\n")
+    mirror.push(tmp_path, uri, before_commit=nothing, own="attempt-0001")
+    assert [key for key in keys(s3, uri) if "epoch-0001" in key] == []
+    assert mirror.read(f"{uri}/journal.jsonl") == b"one\ntwo\n"
+
+
+def test_a_checkpoint_without_its_state_is_not_pulled(tmp_path, s3, uri):
+    checkpoint(tmp_path / "here", 1)
+    mirror.push(tmp_path / "here", uri, before_commit=nothing)
+    mirror.write(f"{uri}/attempt-0001/epoch-0002/model.safetensors", b"half an upload")
+    mirror.pull(tmp_path / "there", uri)
+    assert [p.name for p in (tmp_path / "there" / "attempt-0001").iterdir()] == ["epoch-0001"]
+
+
+def test_a_fenced_worker_uploads_nothing_that_counts(tmp_path, s3, uri):
+    fence = Fence(f"{uri}/fence", 1)
+    fence.put_up()
+    Fence(f"{uri}/fence", 2).put_up()
+    assert keys(s3, f"{uri}/fence") == ["2"]
+    checkpoint(tmp_path, 1)
+    with pytest.raises(LeaseLostError, match="another driver has taken over"):
+        mirror.push(tmp_path, f"{uri}/trial", before_commit=fence.check)
+    assert keys(s3, f"{uri}/trial") == ["attempt-0001/epoch-0001/model.safetensors"]
+    fence.put_up()  # a driver that was frozen before it put its counter up
+    with pytest.raises(LeaseLostError):
+        fence.check()
+    Fence(f"{uri}/fence", 2).check()
+
+
+def test_a_part_may_be_left_out(tmp_path, s3, uri):
+    checkpoint(tmp_path / "here", 1)
+    (tmp_path / "here" / "result.json").write_text("{}")
+    mirror.push(tmp_path / "here", uri, before_commit=nothing)
+    mirror.pull(tmp_path / "there", uri, without="attempt-")
+    assert [path.name for path in (tmp_path / "there").iterdir()] == ["result.json"]
+
+
+def test_what_is_not_there_is_none_and_its_removal_is_nothing(s3, uri):
+    assert mirror.read(f"{uri}/nothing") is None
+    assert mirror.sizes(uri) == {}
+    mirror.remove(uri, "nothing")
+
+
+def test_an_outage_is_waited_for(tmp_path, monkeypatch):
+    """A server that answers only after a while: the write waits for it, and is whole."""
+    port = services.free_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+    for name, value in services.KEYS.items():
+        monkeypatch.setenv(name, value)
+    started = []
+
+    def late():
+        time.sleep(3)
+        log = (tmp_path / "log.txt").open("ab")
+        command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+        started.append(subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True))
+        for _ in range(100):
+            try:
+                services.client(f"http://127.0.0.1:{port}").create_bucket(Bucket=services.BUCKET)
+                return
+            except Exception:
+                time.sleep(0.3)
+
+    thread = threading.Thread(target=late)
+    thread.start()
+    try:
+        mirror.write(f"s3://{services.BUCKET}/late", b"whole", seconds=60)
+        assert mirror.read(f"s3://{services.BUCKET}/late") == b"whole"
+    finally:
+        thread.join()
+        services.end(started[0])
+
+
+def test_what_stays_away_is_an_error_of_one_sentence(monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{services.free_port()}")
+    for name, value in services.KEYS.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(MmfaError, match=r"--storage s3://studies/x cannot be used: .*AWS_ENDPOINT_URL"):
+        check_object_store("s3://studies/x")
+
+
+def test_a_missing_bucket_is_an_error_of_one_sentence(s3):
+    with pytest.raises(MmfaError, match=r"--storage s3://nowhere/x cannot be used: .*give a folder"):
+        check_object_store("s3://nowhere/x")
+    assert os.environ["AWS_ENDPOINT_URL"]
+
+
+@pytest.mark.parametrize("bad", ["s3://", "s3://a b/c", "gs:///x"])
+def test_a_uri_that_does_not_hold_is_refused(bad):
+    with pytest.raises(MmfaError, match="cannot be"):
+        check_object_store(bad)
