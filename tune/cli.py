@@ -117,7 +117,11 @@ def _add_where(group: argparse._ArgumentGroup) -> None:
         metavar="DIR",
         help="results (default: ./mmfa-studies)",
     )
-    group.add_argument("--storage", type=Path, metavar="DIR", help="checkpoints, on a disk that all nodes share")
+    group.add_argument(
+        "--storage",
+        metavar="DIR|URI",
+        help="checkpoints: a folder that all nodes share, or s3://bucket/path (default: OUT/storage)",
+    )
     group.add_argument("--ledger", metavar="URL", help="database of the trials (default: sqlite:///OUT/ledger.db)")
     group.add_argument(
         "--tracking-uri",
@@ -139,7 +143,19 @@ def _add_how(group: argparse._ArgumentGroup) -> None:
         help="Ray cluster, e.g. auto (default: start Ray on this machine)",
     )
     group.add_argument("--cpus-per-trial", type=int, default=1, metavar="N", help="cores of a trial (default: 1)")
-    group.add_argument("--trials-per-gpu", type=int, default=1, metavar="N", help="trials on a GPU (default: 1)")
+    group.add_argument(
+        "--trials-per-gpu",
+        type=_trials_per_gpu,
+        default=1,
+        metavar="N|auto",
+        help="trials that share a GPU (default: 1; auto measures an epoch with 1, 2, 4, … and takes what is fastest)",
+    )
+    group.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="trials at once (default: as many as fit on the nodes that are there; give more where nodes are to join)",
+    )
     group.add_argument(
         "--promote",
         choices=("never", "candidate", "champion"),
@@ -154,6 +170,15 @@ def _add_how(group: argparse._ArgumentGroup) -> None:
         metavar="S",
         help="how long a study stays reserved for a driver that no longer answers (default: 30)",
     )
+
+
+def _trials_per_gpu(text: str) -> int | str:
+    if text == "auto":
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number or auto, but got {text!r}") from None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -212,7 +237,8 @@ def _main(options: argparse.Namespace, arguments: list[str]) -> int:
         trials_asked=options.trials is not None,
         confirm_seeds_asked=options.confirm_seeds is not None,
         cpus_per_trial=options.cpus_per_trial,
-        trials_per_gpu=options.trials_per_gpu,
+        trials_per_gpu=None if options.trials_per_gpu == "auto" else options.trials_per_gpu,
+        workers=options.workers,
         address=options.address,
         promote=options.promote,
         strict_counts=options.strict_counts,
@@ -240,8 +266,8 @@ def _shortest(path: str) -> str:
 
 
 def _plan(options: argparse.Namespace) -> Plan:
-    for name in ("cpus_per_trial", "trials_per_gpu", "lease_seconds"):
-        if not 1 <= getattr(options, name) < math.inf:
+    for name in ("cpus_per_trial", "trials_per_gpu", "workers", "lease_seconds"):
+        if getattr(options, name) not in ("auto", None) and not 1 <= getattr(options, name) < math.inf:
             raise ConfigError(f"--{name.replace('_', '-')} must be 1 or more, but got {getattr(options, name)}.")
     if options.data_root is not None and not options.data_root.expanduser().is_dir():
         raise ConfigError(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import logging
+import os
 import shlex
+import urllib.parse
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,10 +19,10 @@ from mmfa.errors import MmfaError
 from tune import advice, confirm, judging, promotion, regret_table, summary
 from tune import outcome as outcomes
 from tune.console import Console
+from tune.job import EXPORT
 from tune.places import first_line
 from tune.recorder import Recorder
 from tune.session import Session
-from tune.trainable import EXPORT
 
 logger = logging.getLogger(__name__)
 
@@ -233,3 +236,21 @@ def _where(session: Session, console: Console, *, judged: bool) -> None:
         console.command(
             shlex.join([session.request.python, "-m", "mlflow", "ui", "--backend-store-uri", where.tracking])
         )
+    if (tunnel := tunnel_to(where.tracking, os.environ)) is not None:
+        console.say("From the machine where you sit, that address is reached through a tunnel, opened there with:")
+        console.command(tunnel)
+
+
+def tunnel_to(tracking: str, environment: Mapping[str, str]) -> str | None:
+    """Return the ssh command that makes MLflow reachable from the user's machine; None where he sits at this one.
+
+    Args:
+        tracking: The tracking URI; a database is shown by a server on port 5000.
+        environment: ``SSH_CONNECTION`` tells this machine's address as the user's machine reaches it.
+    """
+    words = environment.get("SSH_CONNECTION", "").split()
+    url = urllib.parse.urlsplit(tracking if tracking.startswith(("http://", "https://")) else "http://127.0.0.1:5000")
+    if len(words) != 4 or url.hostname not in ("127.0.0.1", "localhost"):
+        return None
+    port = url.port or 80
+    return shlex.join(["ssh", "-L", f"{port}:127.0.0.1:{port}", "-p", words[3], f"{getpass.getuser()}@{words[2]}"])

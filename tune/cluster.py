@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import psutil
@@ -24,10 +26,13 @@ class Cluster:
     workers: int
     """Trials that run at once."""
     node: psutil.Process | None
-    """The node's process, where Ray was started by this driver."""
+    """Ray's process on this machine; None where the system does not show it."""
+    joined: bool
+    """Whether Ray ran before this driver and runs on after it."""
+    trials_per_gpu: int = 1
 
     def alive(self) -> bool:
-        """Return whether a Ray started by this driver still runs; True for any other, which Ray itself watches."""
+        """Return whether Ray still runs on this machine: without it, Ray ends this process without a word."""
         if self.node is None:
             return True
         return bool(self.node.is_running() and self.node.status() != psutil.STATUS_ZOMBIE)
@@ -37,8 +42,14 @@ class Cluster:
         ray.shutdown()
 
 
-def start(*, address: str | None, cpus_per_trial: int, trials_per_gpu: int) -> Cluster:
+def start(*, address: str | None, cpus_per_trial: int, trials_per_gpu: int, workers: int | None = None) -> Cluster:
     """Start Ray on this machine, or join the one at ``address`` (or ``$RAY_ADDRESS``).
+
+    Args:
+        address: of Ray.
+        cpus_per_trial: cores that a trial takes.
+        trials_per_gpu: how many share a GPU, where there is one.
+        workers: trials at once; as many as fit on the nodes that are there where it is left out.
 
     Raises:
         MmfaError: no Ray there, or no room in it for a trial.
@@ -53,17 +64,35 @@ def start(*, address: str | None, cpus_per_trial: int, trials_per_gpu: int) -> C
         raise MmfaError(f"Ray at --address {where} cannot be reached: {first_line(error)}.") from None
     have = ray.cluster_resources()
     resources: dict[str, float] = {"cpu": cpus_per_trial}
-    workers = math.floor(have.get("CPU", 0) / cpus_per_trial)
     if have.get("GPU", 0):
         resources["gpu"] = 1 / trials_per_gpu
-        workers = min(workers, math.floor(have["GPU"] * trials_per_gpu))
-    if workers < 1:
+    at_once = workers or fitting(resources)
+    if at_once < 1:
         ray.shutdown()
-        cpus = have.get("CPU", 0)
-        raise MmfaError(f"a trial takes {cpus_per_trial} CPUs, but Ray has {cpus:g}; lower --cpus-per-trial.")
-    return Cluster(resources, workers, _raylet() if where == "local" else None)
+        raise MmfaError(
+            f"a trial takes {cpus_per_trial} CPUs{' and a GPU' if 'gpu' in resources else ''} of one node, but no node "
+            f"has them: Ray counts {have.get('CPU', 0):g} CPUs and {have.get('GPU', 0):g} GPUs in all; lower "
+            "--cpus-per-trial, or give --workers where nodes are yet to come."
+        )
+    return Cluster(resources, at_once, _raylet(), where != "local", trials_per_gpu)
+
+
+def fitting(trial: Mapping[str, float]) -> int:
+    """Return how many trials fit on the nodes that are there."""
+    return sum(room(node["Resources"], trial) for node in ray.nodes() if node["Alive"])
+
+
+def room(node: Mapping[str, float], trial: Mapping[str, float]) -> int:
+    """Return how many trials fit on a node at once: nodes differ, and a trial cannot lie across two."""
+    # A share such as 1/3 is a binary fraction: three of them must still fit into 1.
+    return min(math.floor(node.get(name.upper(), 0) / share + 1e-6) for name, share in trial.items())
 
 
 def _raylet() -> psutil.Process | None:
-    children = psutil.Process().children(recursive=True)
-    return next((child for child in children if child.name() == "raylet"), None)
+    """Return the process of the node that this driver is connected to."""
+    node = ray.get_runtime_context().get_node_id()
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.name() == "raylet" and any(node in word for word in process.cmdline()):
+                return process
+    return None

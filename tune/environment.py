@@ -10,6 +10,7 @@ SETTINGS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_LOGGING_LEVEL": "ERROR",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # the live table is ours
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # TensorBoard's start-up and flush cost more than a short trial
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # tune.launch has its own, which says how to continue
     "RAY_AIR_NEW_OUTPUT": "0",  # with verbose=0: silent

@@ -12,6 +12,8 @@ from typing import Any
 
 WATCH_SECONDS = 3.0
 """How often Ray is asked whether it lives; it must be silent twice in a row."""
+GRACE_SECONDS = 20.0
+"""How long Tune may take to come back after the end of Ray."""
 
 
 class Stop:
@@ -61,8 +63,12 @@ class Stop:
                 signal.signal(number, handlers[signal.SIGUSR1] if number == signal.SIGUSR1 else handler)
 
     @contextmanager
-    def watch(self, alive: Callable[[], bool]) -> Iterator[None]:
-        """End Tune when ``alive()`` is false twice in a row: it would wait for the dead for ever."""
+    def watch(self, alive: Callable[[], bool], last_word: Callable[[str], None]) -> Iterator[None]:
+        """End Tune when ``alive()`` is false twice in a row: it would wait for the dead for ever.
+
+        Where Ray's head has died too, Tune does not come back to be ended, and Ray ends this process without a word:
+        ``last_word`` is then told why, and the process ends here.
+        """
         over = threading.Event()
 
         def look() -> None:
@@ -72,6 +78,9 @@ class Stop:
                 if silent >= 2:
                     self.note = "Ray on this machine has died, and the workers with it."
                     os.kill(os.getpid(), signal.SIGUSR1)
+                    if not over.wait(GRACE_SECONDS):
+                        last_word(self.note)
+                        os._exit(1)
 
         thread = threading.Thread(target=look, name="ray-watch", daemon=True)
         thread.start()

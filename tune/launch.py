@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +20,7 @@ from mmfa.config import canonical_json
 from mmfa.data import catalog
 from mmfa.errors import MmfaError
 from studies.plan import CONFIRM, Plan, digest
-from tune import closing, cluster, confirm, preflight, promotion, provenance, search
+from tune import closing, cluster, confirm, joining, mirror, nodes, preflight, promotion, provenance, search
 from tune.console import Console
 from tune.interrupt import Stop
 from tune.lease import LeaseLostError
@@ -105,11 +107,16 @@ def _ray(session: Session, console: Console) -> Iterator[cluster.Cluster | None]
         return
     console.say("Starting Ray …" if request.address is None else f"Joining Ray at {request.address} …")
     ray = cluster.start(
-        address=request.address, cpus_per_trial=request.cpus_per_trial, trials_per_gpu=request.trials_per_gpu
+        address=request.address,
+        cpus_per_trial=request.cpus_per_trial,
+        trials_per_gpu=request.trials_per_gpu or 1,
+        workers=request.workers,
     )
     try:
-        yield ray
+        yield joining.prepared(session, ray, console)
     finally:
+        if mirror.is_remote(request.places.storage):
+            nodes.sweep(request.places.cache_dir, session.study_id)
         ray.close()
         for folder in session.folder.glob("ray-*"):
             if int(folder.name.split("-")[1]) <= session.fence.counter:  # a younger one is another driver's
@@ -162,8 +169,15 @@ def _drive(
         console.say(f"{session.study_id} is finished: here is its result again.")
     for phase in session.phases:
         _settle(session, client, console)
-        if ray is not None and session.left_in(phase):
-            failures |= _train(session, ray, recorder, console, phase, stop)
+        while ray is not None and session.left_in(phase):
+            lost, out_of_memory = _train(session, ray, recorder, console, phase, stop)
+            failures |= lost
+            if not out_of_memory or stop:
+                break
+            ray, stop.reason = joining.thinned(session, ray, phase, console)
+            if stop.reason:
+                break
+            failures = {name: why for name, why in failures.items() if name not in out_of_memory}
         session.lease.check()
         if stop.reason or session.diverged_baseline() or session.left_in(phase):
             break
@@ -229,27 +243,36 @@ def _train(
     console: Console,
     phase: tuple[StageLedger, ...],
     stop: Stop,
-) -> dict[str, str]:
-    """Run what is left of a phase through Ray Tune; return why lineages were lost, by name."""
+) -> tuple[dict[str, str], list[str]]:
+    """Run what is left of a phase through Ray Tune; return why lineages were lost, by name, and which lacked memory."""
     over: dict[str, str] = {lineage.name: lineage.state for lineage in session.lineages() if lineage.terminal}
     searcher = search.StudySearcher(
         plan=session.plan,
         stages=phase,
-        make_job=session.job,
+        make_job=functools.partial(session.job, trials_per_gpu=ray.trials_per_gpu),
         observers=(console, recorder),
         stop=stop,
         baseline=session.baseline_metrics(),
     )
     session.lease.on_lost(lambda: stop.end("another driver has taken over the study; this one changed nothing more."))
+
+    def last_word(why: str) -> None:
+        over = "Nothing is lost. To continue, once Ray runs again, type:"
+        sys.stdout.write(f"\n{why} {over}\n  {session.request.command}\n")
+        sys.stdout.flush()
+        session.lease.release()
+
     workers = min(ray.workers, session.left_in(phase))
     folder = session.folder / f"ray-{session.fence.counter}-{phase[0].stage}"
     try:
-        with console.live(workers=workers, finished=over), stop.signals(), stop.watch(ray.alive):
+        with console.live(workers=workers, finished=over), stop.signals(), stop.watch(ray.alive, last_word):
             _tuner(searcher, ray.resources, workers, folder).fit()
-    except Exception:  # Tune wraps what a searcher raises
+    except Exception as error:  # Tune wraps what a searcher raises, and fails itself where its folder cannot be written
         session.lease.check()
-        raise
-    return searcher.failures
+        if not searcher.failures:
+            raise
+        stop.note = f"Ray Tune broke off: {type(error).__name__}: {first_line(error)}."
+    return searcher.failures, searcher.out_of_memory
 
 
 def _tuner(searcher: search.StudySearcher, resources: dict[str, float], workers: int, folder: Path) -> Any:
