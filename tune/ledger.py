@@ -11,6 +11,7 @@ import math
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal, TypeVar
@@ -21,6 +22,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from mmfa.errors import MmfaError
 from studies.plan import SEARCH, Fixed
+from tune.database import Database, Known
 from tune.lease import Lease, create_table
 from tune.places import first_line, safe_url
 
@@ -96,36 +98,69 @@ class Lineage:
 
 
 class StageLedger:
-    """One Optuna study of the ledger."""
+    """One Optuna study of the ledger.
 
-    def __init__(self, study: optuna.Study, *, stage: str) -> None:
-        self.study, self.stage = study, stage
+    Args:
+        study: It.
+        stage: Its name within the study.
+        database: Where it lies.
+    """
+
+    def __init__(self, study: optuna.Study, *, stage: str, database: Database) -> None:
+        self.study, self.stage, self.database = study, stage, database
+        self._id = database.get_study_id_from_name(study.study_name)
+
+    @property
+    def _known(self) -> Known:
+        return self.database.known(self._id)
+
+    def at_once(self) -> AbstractContextManager[None]:
+        """Have all that is written within written at the end, in one transaction, or nothing of it."""
+        return self.database.at_once()
+
+    @property
+    def num_lineages(self) -> int:
+        """How many lineages there are."""
+        return len(self._known.lineages)
+
+    @property
+    def num_attempts(self) -> int:
+        """How many attempts there are, of all lineages."""
+        return len(self._known.trials)
+
+    @property
+    def num_waiting(self) -> int:
+        """How many lineages wait for their next attempt."""
+        return len(self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
+
+    def _lineage(self, index: int) -> Lineage:
+        known = self._known
+        return Lineage(self.stage, index, tuple(known.trials[number] for number in known.lineages[index]))
 
     def lineages(self) -> list[Lineage]:
         """Return all lineages in the order of their first attempts."""
-        attempts: list[list[FrozenTrial]] = []
-        for trial in self.study.get_trials(deepcopy=False):
-            index = trial.user_attrs.get("lineage")
-            if index is None:
-                attempts.append([trial])
-            else:
-                attempts[index].append(trial)
-        return [Lineage(self.stage, index, tuple(trials)) for index, trials in enumerate(attempts)]
+        return [self._lineage(index) for index in range(self.num_lineages)]
+
+    def lineage_of(self, number: int) -> Lineage:
+        """Return the lineage that the trial ``number`` belongs to."""
+        return self._lineage(self._known.lineage_of[number])
 
     def reap(self) -> list[Lineage]:
         """Close what a dead driver left running and enqueue every lost lineage again; return those.
 
-        Idempotent: it can be killed between any two of its writes and called again.
+        All of it at once, so a kill leaves it to be done again.
         """
         again = []
-        for lineage in self.lineages():
-            if lineage.last.state is TrialState.RUNNING:
-                self.study.tell(lineage.last.number, state=TrialState.FAIL)
-                lineage = self.lineages()[lineage.index]
-            if lineage.state == "lost":
-                attrs = {**lineage.attempts[0].user_attrs, "lineage": lineage.index, "retry_of": lineage.last.number}
-                self.study.enqueue_trial(lineage.point(), user_attrs=attrs)
-                again.append(lineage)
+        with self.at_once():
+            for lineage in self.lineages():
+                if lineage.last.state is TrialState.RUNNING:
+                    self.study.tell(lineage.last.number, state=TrialState.FAIL)
+                    lineage = self._lineage(lineage.index)
+                if lineage.state == "lost":
+                    first = lineage.attempts[0].user_attrs
+                    attrs = {**first, "lineage": lineage.index, "retry_of": lineage.last.number}
+                    self.study.enqueue_trial(lineage.point(), user_attrs=attrs)
+                    again.append(lineage)
         return again
 
     def enqueue(self, params: Mapping[str, Any], **attrs: Any) -> None:
@@ -135,19 +170,17 @@ class StageLedger:
     def enqueue_fixed(self, runs: Sequence[Fixed]) -> None:
         """Add the first attempts of trainings that are known beforehand, each once."""
         known = {lineage.attempts[0].user_attrs.get("name") for lineage in self.lineages()}
-        for run in runs:
-            if run.name not in known:
-                self.enqueue({}, name=run.name, role=run.role, config=run.config.to_json())
+        with self.at_once():
+            for run in runs:
+                if run.name not in known:
+                    self.enqueue({}, name=run.name, role=run.role, config=run.config.to_json())
 
     def ask(
         self, distributions: Mapping[str, optuna.distributions.BaseDistribution] = MappingProxyType({})
     ) -> optuna.Trial:
         """Start the next waiting trial, or a new one, with the given parameters suggested at once."""
-        return self.study.ask(dict(distributions))
-
-    def lineage_of(self, number: int) -> Lineage:
-        """Return the lineage that the trial ``number`` belongs to."""
-        return next(item for item in self.lineages() if any(trial.number == number for trial in item.attempts))
+        with self.at_once():
+            return self.study.ask(dict(distributions))
 
     def report(self, trial: optuna.Trial, *, value: float, step: int) -> None:
         """Record an intermediate value once; a non-finite one is left out (Optuna stores inf as a result)."""
@@ -162,24 +195,28 @@ class StageLedger:
         """
         if not math.isfinite(value):
             raise MmfaError(f"an objective must be finite, but trial {trial.number} got {value}.")
-        trial.set_user_attr("metrics", dict(metrics))
-        self.study.tell(trial, value)
+        with self.at_once():
+            trial.set_user_attr("metrics", dict(metrics))
+            self.study.tell(trial, value)
 
     def diverge(self, trial: optuna.Trial, *, reason: str) -> None:
         """Close a trial whose loss became non-finite: terminal, counted, never tried again."""
-        trial.set_user_attr("reason", reason)
-        trial.set_user_attr("outcome", "diverged")
-        self.study.tell(trial, state=TrialState.FAIL)
+        with self.at_once():
+            trial.set_user_attr("reason", reason)
+            trial.set_user_attr("outcome", "diverged")
+            self.study.tell(trial, state=TrialState.FAIL)
 
     def prune(self, trial: optuna.Trial, *, reason: str) -> None:
         """Close a trial that was ended early; its intermediate values stay, and it has no objective."""
-        trial.set_user_attr("reason", reason)
-        self.study.tell(trial, state=TrialState.PRUNED)
+        with self.at_once():
+            trial.set_user_attr("reason", reason)
+            self.study.tell(trial, state=TrialState.PRUNED)
 
     def lose(self, trial: optuna.Trial, *, reason: str) -> None:
         """Close a trial that infrastructure lost; :meth:`reap` enqueues it again at the next start."""
-        trial.set_user_attr("reason", reason)
-        self.study.tell(trial, state=TrialState.FAIL)
+        with self.at_once():
+            trial.set_user_attr("reason", reason)
+            self.study.tell(trial, state=TrialState.FAIL)
 
 
 def _patiently(call: Callable[[], Made]) -> Made:
@@ -190,6 +227,26 @@ def _patiently(call: Callable[[], Made]) -> Made:
         except (sa.exc.OperationalError, sa.exc.IntegrityError, optuna.exceptions.StorageInternalError):
             time.sleep(0.5)
     return call()
+
+
+DATABASE_PATIENCE_SECONDS = 300.0
+"""How long a database that was there may be away before the study stops."""
+
+
+def _reconnect_patiently(engine: sa.Engine) -> None:
+    """Wait for a database server that was there and is being restarted."""
+
+    @sa.event.listens_for(engine, "do_connect")
+    def _connect(dialect: Any, record: Any, arguments: list[Any], options: dict[str, Any]) -> Any:
+        ends = time.monotonic() + DATABASE_PATIENCE_SECONDS
+        while True:
+            try:
+                return dialect.connect(*arguments, **options)
+            except dialect.loaded_dbapi.OperationalError as error:
+                if time.monotonic() > ends:
+                    raise
+                logger.warning("the ledger does not answer, trying again: %s", first_line(error))
+            time.sleep(2.0)
 
 
 class Ledger:
@@ -206,13 +263,16 @@ class Ledger:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         kwargs = {"connect_args": {"timeout": LOCK_SECONDS}} if url.startswith("sqlite") else {"pool_pre_ping": True}
         try:
-            self.storage = _patiently(lambda: optuna.storages.RDBStorage(url, engine_kwargs=kwargs))
+            self.storage = Database(_patiently(lambda: optuna.storages.RDBStorage(url, engine_kwargs=kwargs)))
             self._lease_engine = sa.create_engine(url, **kwargs)
             _patiently(lambda: create_table(self._lease_engine))
         except (sa.exc.SQLAlchemyError, optuna.exceptions.OptunaError, RuntimeError, ImportError) as error:
             raise MmfaError(
                 f"the ledger {safe_url(url)} cannot be opened: {first_line(error)}. Give another --ledger."
             ) from None
+        if not url.startswith("sqlite"):
+            for engine in (self.storage.engine, self._lease_engine):
+                _reconnect_patiently(engine)
 
     def lease(self, study_name: str, *, seconds: float) -> Lease:
         """Take the study's lease and let no transaction commit without it."""
@@ -226,7 +286,8 @@ class Ledger:
         study = optuna.create_study(
             storage=self.storage, study_name=full, directions=["maximize"], load_if_exists=True, sampler=sampler
         )
-        return StageLedger(study, stage=stage)
+        self.storage.forget()  # what is opened is read from the database
+        return StageLedger(study, stage=stage, database=self.storage)
 
     def register(self, stage: StageLedger, *, identity: Mapping[str, Any]) -> None:
         """Write down what the study is before its first trial; later calls change nothing.

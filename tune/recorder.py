@@ -7,6 +7,7 @@ lineage's ``result.json`` holds it all, and :meth:`Recorder.catch_up` records fr
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import queue
@@ -24,10 +25,10 @@ from mlflow.tracking import MlflowClient
 from mmfa.config import TrialConfig
 from mmfa.errors import CheckpointError
 from tune import doctor
+from tune.job import EXPORT, PROBE
 from tune.lease import LeaseLostError
 from tune.ledger import Lineage
 from tune.places import first_line
-from tune.trainable import EXPORT, PROBE
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +65,11 @@ class Recorder:
         self._tags, self._folder_of, self._check = dict(tags), folder_of, check
         self._runs: dict[str, str] = {}
         self._status: dict[str, str] = {}
+        self._waiting: dict[str, list[list[dict[str, Any]]]] = {}
+        """Epochs that wait to be written, each in a list of its own, of lineages whose end does not wait."""
+        self._written: dict[str, set[int]] = {}
+        """Epochs that MLflow has, of lineages that are not over."""
+        self._calls = 0
         self._queue: queue.Queue[Callable[[], None] | None] = queue.Queue()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._work, name="recorder", daemon=True)
@@ -91,6 +97,7 @@ class Recorder:
         There can be two where a server wrote a run and its answer was lost.
         """
         token, seen = None, set()
+        self._written.clear()  # it may have been another run that they were written to
         while True:
             found = self._client.search_runs(
                 [self._experiment],
@@ -125,11 +132,15 @@ class Recorder:
 
     def trial_epoch(self, name: str, report: dict[str, Any]) -> None:
         """Have an epoch's metrics written."""
-        self._queue.put(lambda: self._epochs(name, [report]))
+        waiting = [report]
+        self._waiting.setdefault(name, []).append(waiting)
+        self._queue.put(lambda: self._epoch(name, waiting))
 
     def trial_finished(self, name: str, state: str, record: dict[str, Any]) -> None:
         """Have the run closed with everything that belongs to it; a lost lineage stays open for its next attempt."""
         if state in STATUS:
+            for waiting in self._waiting.pop(name, []):
+                waiting.clear()  # its end brings them too
             self._queue.put(lambda: self._finish(name, record))
 
     def catch_up(self, lineages: list[tuple[Lineage, TrialConfig]], read: Callable[[str], dict[str, Any]]) -> int:
@@ -165,54 +176,40 @@ class Recorder:
             self._client.update_run(run, status="RUNNING")
             self._status[lineage.name] = "RUNNING"
 
-    def _epochs(self, name: str, reports: list[dict[str, Any]]) -> None:
-        metrics = [
-            Metric(key, value, int(report["ended_at"] * 1000), report["epoch"])
-            for report in reports
-            for key, value in report["metrics"].items()
-        ]
-        self._batch(name, metrics)
-
-    def _batch(self, name: str, metrics: list[Metric]) -> None:
-        for start in range(0, len(metrics), 500):
-            self._client.log_batch(self._runs[name], metrics=metrics[start : start + 500])
+    def _epoch(self, name: str, waiting: list[dict[str, Any]]) -> None:
+        """Write an epoch's metrics, if they still wait."""
+        for report in tuple(waiting):
+            self._client.log_batch(self._runs[name], metrics=_epoch_metrics(report))
+            self._written.setdefault(name, set()).add(report["epoch"])
+        waiting.clear()
 
     def _finish(self, name: str, record: dict[str, Any]) -> None:
+        """Write what MLflow has not of a lineage, in as few calls as it takes: each is a transaction or more there."""
         run, at = self._runs[name], int(record["ended_at"] * 1000)
-        self._epochs(name, record["history"])
-        self._at_the_end(name, record, at)
-        if record["test"] is not None:
-            self._official(name, record, at)
+        written = self._written.get(name, set())
+        epochs = [_epoch_metrics(report) for report in record["history"] if report["epoch"] not in written]
+        retrieval = {} if record["test"] is None else record["test"]["retrieval"]
+        tags = {"outcome": record["outcome"], "attempts": str(record["attempt"])}
+        if record["reason"]:
+            tags["reason"] = record["reason"]
+        if doctor.dead_epochs(record["config"], record["history"]):
+            tags["warning.dead_kernel"] = doctor.DEAD
+        self._client.log_batch(
+            run,
+            metrics=[*itertools.chain(*epochs), *_last_metrics(record, at), *_curves(retrieval, at)],
+            tags=[RunTag(key, value) for key, value in tags.items()],
+        )
+        for split, report in retrieval.items():
+            self._client.log_dict(run, report, f"retrieval_{split}.json")
         self._client.log_dict(run, record["config"], "config.json")
         export = self._folder_of(name) / EXPORT
         if export.exists():
             self._client.log_artifacts(run, str(export), "checkpoint")
         if (probe := self._folder_of(name) / PROBE).exists():
             self._client.log_artifact(run, str(probe))
-        tags = {"outcome": record["outcome"], "attempts": str(record["attempt"])}
-        if record["reason"]:
-            tags["reason"] = record["reason"]
-        if doctor.dead_epochs(record["config"], record["history"]):
-            tags["warning.dead_kernel"] = doctor.DEAD
-        self._client.log_batch(run, tags=[RunTag(key, value) for key, value in tags.items()])
         self._client.set_terminated(run, STATUS[record["outcome"]], end_time=at)
         self._status[name] = STATUS[record["outcome"]]
-
-    def _at_the_end(self, name: str, record: dict[str, Any], at: int) -> None:
-        """Write what was measured after the last epoch: label-free criteria and the official target split."""
-        last: dict[str, Any] = record["history"][-1] if record["history"] else {"epoch": 0, "metrics": {}}
-        more = {key: value for key, value in record["metrics"].items() if key not in last["metrics"]}
-        self._batch(name, [Metric(key, value, at, last["epoch"]) for key, value in more.items()])
-
-    def _official(self, name: str, record: dict[str, Any], at: int) -> None:
-        """Write the curves of the one reading of the official target split; ``cmc/target`` has the rank as its step."""
-        retrieval = record["test"]["retrieval"]
-        metrics = []
-        for split, report in retrieval.items():
-            metrics += [Metric(f"cmc/{split}", v, at, rank) for rank, v in enumerate(report["cmc"], start=1)]
-        self._batch(name, metrics)
-        for split, report in retrieval.items():
-            self._client.log_dict(self._runs[name], report, f"retrieval_{split}.json")
+        self._written.pop(name, None)
 
     def _work(self) -> None:
         while (call := self._queue.get()) is not None:
@@ -220,6 +217,7 @@ class Recorder:
                 try:
                     self._check()
                     call()
+                    self._calls += 1
                     self.problem = ""
                     break
                 except LeaseLostError:
@@ -244,12 +242,23 @@ class Recorder:
 
     # The end.
 
+    @property
+    def backlog(self) -> int:
+        """How much waits to be written: starts, epochs and ends of trials."""
+        return self._queue.qsize()
+
     def flush(self, *, seconds: float) -> bool:
-        """Wait until all that was queued is written; return False where it was not within ``seconds``."""
+        """Wait until all that was queued is written; return False where nothing got on for ``seconds``."""
+        return self._wait(seconds, anew=True)
+
+    def _wait(self, seconds: float, *, anew: bool) -> bool:
+        """Wait until all that was queued is written, ``seconds`` at most; ``anew``: after every call that was made."""
         done = threading.Event()
         self._queue.put(done.set)
-        deadline = time.monotonic() + seconds
+        calls, deadline = self._calls, time.monotonic() + seconds
         while not done.wait(0.05):
+            if anew and calls != self._calls:
+                calls, deadline = self._calls, time.monotonic() + seconds
             if time.monotonic() > deadline or not self._thread.is_alive():
                 return False
         return True
@@ -278,7 +287,7 @@ class Recorder:
             seconds: How long to try.
             interrupted: Runs that are still open read KILLED, for the next driver opens them again; else FAILED.
         """
-        written = self.flush(seconds=seconds)
+        written = self._wait(seconds, anew=False)
         self._closing.set()
         self._queue.put(None)
         self._thread.join(timeout=seconds)
@@ -290,3 +299,24 @@ class Recorder:
     def run_of(self, name: str) -> str:
         """Return the MLflow run of a lineage."""
         return self._runs[name]
+
+
+def _epoch_metrics(report: Mapping[str, Any]) -> list[Metric]:
+    at = int(report["ended_at"] * 1000)
+    return [Metric(key, value, at, report["epoch"]) for key, value in report["metrics"].items()]
+
+
+def _last_metrics(record: Mapping[str, Any], at: int) -> list[Metric]:
+    """Return what was measured after the last epoch: label-free criteria and the official target split."""
+    last: dict[str, Any] = record["history"][-1] if record["history"] else {"epoch": 0, "metrics": {}}
+    more = {key: value for key, value in record["metrics"].items() if key not in last["metrics"]}
+    return [Metric(key, value, at, last["epoch"]) for key, value in more.items()]
+
+
+def _curves(retrieval: Mapping[str, Any], at: int) -> list[Metric]:
+    """Return the curves of the one reading of the official target split; ``cmc/target`` has the rank as its step."""
+    return [
+        Metric(f"cmc/{split}", value, at, rank)
+        for split, report in retrieval.items()
+        for rank, value in enumerate(report["cmc"], start=1)
+    ]

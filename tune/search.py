@@ -6,27 +6,30 @@ import json
 import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import optuna
 import ray.tune.search
 import scipy.stats.qmc
+from optuna.trial import FrozenTrial
 
 from mmfa.config import TrialConfig, field_type
 from studies.plan import CONFIRM, Arm, Plan
 from studies.spec import Choices, Scalar
 from tune import doctor, scoring
+from tune.database import Database
 from tune.interrupt import Stop
+from tune.job import ROW, Job, as_config, last_words, mark_pruned
 from tune.ledger import Lineage, StageLedger
-from tune.trainable import ERROR, ROW, Job, as_config, mark_pruned
 
 logger = logging.getLogger(__name__)
 
 CONTROLS = "controls"
 FIXED = (CONTROLS, CONFIRM)
 """Stages of trainings whose settings were known before they began."""
+HISTORY = 1000
+"""Trials of a search up to which its sampler sees all of them."""
 Stages = tuple[StageLedger, ...]
 """Controls, where there are any, then the arms."""
 
@@ -95,6 +98,46 @@ def sampler(plan: Plan, *, num_trials: int) -> optuna.samplers.BaseSampler:
         )
 
 
+class Recent(optuna.samplers.BaseSampler):
+    """A sampler that is shown a part of a long study, so that what it takes to ask it stops growing.
+
+    Up to :data:`HISTORY` trials it is shown all. Of a longer study TPE still has all that it takes for good points, for
+    the best ones stay; the others, against which it holds them, are the newest, which it weighs most anyway.
+
+    Args:
+        sampler: It.
+        database: Where the study lies.
+    """
+
+    def __init__(self, sampler: optuna.samplers.BaseSampler, database: Database) -> None:
+        self._sampler, self._database = sampler, database
+
+    def infer_relative_search_space(
+        self, study: optuna.Study, trial: FrozenTrial
+    ) -> dict[str, optuna.distributions.BaseDistribution]:
+        """Return what is sampled together."""
+        with self._database.part(HISTORY):
+            return self._sampler.infer_relative_search_space(study, trial)
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, optuna.distributions.BaseDistribution]
+    ) -> dict[str, Any]:
+        """Return a point."""
+        with self._database.part(HISTORY):
+            return self._sampler.sample_relative(study, trial, search_space)
+
+    def sample_independent(
+        self,
+        study: optuna.Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: optuna.distributions.BaseDistribution,
+    ) -> Any:
+        """Return a value."""
+        with self._database.part(HISTORY):
+            return self._sampler.sample_independent(study, trial, param_name, param_distribution)
+
+
 def pruner(plan: Plan) -> optuna.pruners.BasePruner:
     """Return what ends trials early: ASHA over the ledger's intermediate values, so a restart keeps its rungs."""
     if (pruning := plan.study.pruning) is None:
@@ -143,13 +186,14 @@ def prepare(plan: Plan, stages: Stages) -> None:
             continue
         stage.study.pruner = pruner(plan)
         arm = plan.arm(stage.stage)
-        first = len(stage.lineages())
-        if plan.study.is_comparison:
-            for point in plan.points(arm)[first:]:
-                stage.enqueue(point)
-            continue
-        for index in range(first, min(plan.trials, 1 + plan.study.start_up)):
-            stage.enqueue(start_up_point(plan, arm, index))
+        first = stage.num_lineages
+        with stage.at_once():
+            if plan.study.is_comparison:
+                for point in plan.points(arm)[first:]:
+                    stage.enqueue(point)
+                continue
+            for index in range(first, min(plan.trials, 1 + plan.study.start_up)):
+                stage.enqueue(start_up_point(plan, arm, index))
 
 
 def scored(plan: Plan, stage: str, metrics: Mapping[str, float], value: float) -> dict[str, float]:
@@ -185,10 +229,12 @@ class StudySearcher(ray.tune.search.Searcher):
         self._live: dict[str, tuple[StageLedger, Lineage, optuna.Trial]] = {}
         self._reported: dict[str, set[int]] = {}
         self.failures: dict[str, str] = {}
+        self.out_of_memory: list[str] = []
+        """Trials that did not fit beside the others on a GPU: nothing more is started then."""
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """Return the config of the next trial, or FINISHED when nothing is left to start."""
-        for stage in () if self._stop else self._in_turn():
+        for stage in () if self._stop or self.out_of_memory else self._in_turn():
             if (trial := self._next(stage)) is not None:
                 lineage = stage.lineage_of(trial.number)
                 config = config_of(self._plan, lineage)
@@ -203,22 +249,21 @@ class StudySearcher(ray.tune.search.Searcher):
         """Controls first, then the arm that has started the fewest: an unfinished study compares like with like."""
 
         def started(stage: StageLedger) -> int:
-            waiting = sum(lineage.state == "waiting" for lineage in stage.lineages())
-            return -1 if stage.stage == CONTROLS else len(stage.lineages()) - waiting
+            return -1 if stage.stage == CONTROLS else stage.num_lineages - stage.num_waiting
 
         return sorted(self._stages, key=started)
 
     def _next(self, stage: StageLedger) -> optuna.Trial | None:
-        lineages = stage.lineages()
-        waiting = any(lineage.state == "waiting" for lineage in lineages)
+        waiting = stage.num_waiting > 0
         grows = stage.stage not in FIXED and not self._plan.study.is_comparison
-        if not waiting and not (grows and len(lineages) < self._plan.trials):
+        if not waiting and not (grows and stage.num_lineages < self._plan.trials):
             return None
         if not waiting:
-            stage.study.sampler = sampler(self._plan, num_trials=sum(len(item.attempts) for item in lineages))
-        trial = stage.ask()
-        if stage.stage not in FIXED:
-            suggest(trial, self._plan, self._plan.arm(stage.stage))
+            stage.study.sampler = Recent(sampler(self._plan, num_trials=stage.num_attempts), stage.database)
+        with stage.at_once():
+            trial = stage.ask()
+            if stage.stage not in FIXED:
+                suggest(trial, self._plan, self._plan.arm(stage.stage))
         return trial
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
@@ -245,9 +290,23 @@ class StudySearcher(ray.tune.search.Searcher):
         if error or "result" not in row:
             reason = row.get("failed") or self._last_words(lineage, trial)
             stage.lose(trial, reason=reason)
+            if row.get("out_of_memory"):
+                self.out_of_memory.append(lineage.name)
             self.failures[lineage.name] = reason
             return self._tell(lineage.name, "lost", {"reason": reason})
         record = row["result"]
+        with stage.at_once():
+            record = self._close(stage, lineage, trial, record)
+        del self._reported[lineage.name]
+        self._tell(lineage.name, record["outcome"], record)
+        if record["outcome"] == "diverged" and lineage.name == self._plan.baseline_run:
+            self._stop.end(f"the baseline diverged: {record['reason']}")
+        return None
+
+    def _close(
+        self, stage: StageLedger, lineage: Lineage, trial: optuna.Trial, record: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Write a trial's end into the ledger; return its record, with its objective where it has one."""
         for report in record["history"]:
             self._epoch(stage, lineage, trial, report)
         if record["outcome"] == "diverged":
@@ -256,14 +315,10 @@ class StudySearcher(ray.tune.search.Searcher):
             stage.prune(trial, reason=record["reason"])
         else:
             metrics = record["metrics"]
-            aligns = doctor.aligns(record["config"])
-            value = self._value(lineage, metrics, aligns=aligns)
+            value = self._value(lineage, metrics, aligns=doctor.aligns(record["config"]))
             stage.complete(trial, value=value, metrics=metrics)
-            record = {**record, "metrics": scored(self._plan, stage.stage, metrics, value)}
-        self._tell(lineage.name, record["outcome"], record)
-        if record["outcome"] == "diverged" and lineage.name == self._plan.baseline_run:
-            self._stop.end(f"the baseline diverged: {record['reason']}")
-        return None
+            return {**record, "metrics": scored(self._plan, stage.stage, metrics, value)}
+        return record
 
     def _value(self, lineage: Lineage, metrics: Mapping[str, float], *, aligns: bool) -> float:
         """Return what the ledger keeps as a trial's value: the objective, seen through the label firewall."""
@@ -300,8 +355,7 @@ class StudySearcher(ray.tune.search.Searcher):
 
     def _last_words(self, lineage: Lineage, trial: optuna.Trial) -> str:
         job = self._make_job(lineage, config_of(self._plan, lineage))
-        file = Path(job.folder) / ERROR
-        return file.read_text().strip().splitlines()[-1] if file.exists() else "its worker was lost"
+        return (last_words(job).strip().splitlines() or ["its worker was lost"])[-1]
 
     def save(self, checkpoint_path: str) -> None:
         """Do nothing: the ledger is the state."""

@@ -153,13 +153,13 @@ def test_a_ledger_that_cannot_be_opened_is_said(tmp_path):
         Ledger("postgresql://user:secret@127.0.0.1:1/none")
 
 
-@pytest.mark.parametrize("enqueued", [True, False])
-def test_a_kill_within_ask_keeps_the_point(stage, monkeypatch, enqueued):
-    """Optuna writes a trial's parameters one by one."""
-    space = {name: optuna.distributions.FloatDistribution(0.0, 2.0) for name in ("x", "y", "z")}
-    if enqueued:
-        stage.enqueue({"x": 0.1, "y": 1.0, "z": 1.0})
-    write, calls = type(stage.study._storage).set_trial_param, []
+THREE = {name: optuna.distributions.FloatDistribution(0.0, 2.0) for name in ("x", "y", "z")}
+POINT = {"x": 0.1, "y": 1.0, "z": 1.0}
+
+
+def killed_within_ask(monkeypatch, storage, ask):
+    """Have an ask end when it sets the second of three parameters."""
+    write, calls = storage.set_trial_param, []
 
     def killed(self, *arguments):
         calls.append(arguments)
@@ -167,15 +167,36 @@ def test_a_kill_within_ask_keeps_the_point(stage, monkeypatch, enqueued):
             raise KeyboardInterrupt
         return write(self, *arguments)
 
-    monkeypatch.setattr(type(stage.study._storage), "set_trial_param", killed)
-    with pytest.raises(KeyboardInterrupt):
-        stage.ask(space)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(storage, "set_trial_param", killed)
+        ask(THREE)
+
+
+@pytest.mark.parametrize("enqueued", [True, False])
+def test_a_kill_within_ask_leaves_nothing_of_it(ledger, stage, monkeypatch, enqueued):
+    if enqueued:
+        stage.enqueue(POINT)
+    killed_within_ask(monkeypatch, type(ledger.storage), stage.ask)
+    stage = ledger.open("study", stage="search")  # reads what is in the database
+    assert states(stage) == ["waiting"] * enqueued and stage.reap() == []
+    trial = stage.ask(THREE)
+    assert (trial.number, trial.params == POINT) == (0, enqueued)
+
+
+@pytest.mark.parametrize("enqueued", [True, False])
+def test_the_part_of_a_point_that_optuna_alone_has_written_is_kept(tmp_path, stage, monkeypatch, enqueued):
+    """It writes a trial's parameters one by one: ledgers of earlier versions may have some of them only."""
+    if enqueued:
+        stage.enqueue(POINT)
+    theirs = optuna.load_study(study_name="study", storage=f"sqlite:///{tmp_path / 'ledger.db'}")
+    killed_within_ask(monkeypatch, type(theirs._storage), theirs.ask)
+    stage = Ledger(f"sqlite:///{tmp_path / 'ledger.db'}").open("study", stage="search")
     (partial,) = stage.study.get_trials()
-    assert len(partial.params) == 1
+    assert (partial.state.name, len(partial.params)) == ("RUNNING", 1)
     stage.reap()
-    second = stage.ask(space)
+    second = stage.ask(THREE)
     assert second.params.items() >= partial.params.items()
     if enqueued:
-        assert second.params == {"x": 0.1, "y": 1.0, "z": 1.0}
+        assert second.params == POINT
     stage.reap()
-    assert stage.ask(space).params == second.params, "what one attempt trained, the next one trains"
+    assert stage.ask(THREE).params == second.params, "what one attempt trained, the next one trains"

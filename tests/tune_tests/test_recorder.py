@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 
@@ -176,6 +177,75 @@ def test_what_mlflow_refuses_for_good_is_told_and_passed_over(tmp_path):
     assert writer.flush(seconds=60) and writer.close()
     assert len(writer.refused) == 1 and "a?b" in writer.refused[0]
     assert runs(uri)[0]["search/0001"].info.status == "FINISHED"
+
+
+class Gate:
+    """Lets the recorder's thread through where it is told to, and counts what it writes."""
+
+    def __init__(self):
+        self.open, self.calls = threading.Event(), []
+
+    def check(self):
+        self.open.wait()
+
+    def count(self, client):
+        for name in ("create_run", "log_batch", "set_terminated"):
+            call = getattr(client, name)
+            setattr(client, name, lambda *a, name=name, call=call, **k: self.calls.append(name) or call(*a, **k))
+
+
+def history_of(uri, name):
+    client, run = MlflowClient(uri), runs(uri)[0][name]
+    return [(metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, "target_val/mAP")]
+
+
+def test_what_waits_behind_the_driver_is_written_in_fewer_calls(tmp_path):
+    uri, gate = f"sqlite:///{tmp_path / 'mlflow.db'}", Gate()
+    writer = recorder(uri, tmp_path, check=gate.check)
+    gate.count(writer._client)
+    play(writer, 0)
+    assert writer.backlog >= 3
+    gate.open.set()
+    assert writer.flush(seconds=60)
+    assert gate.calls == ["create_run", "log_batch", "log_batch", "set_terminated"], "epochs came with the end"
+    gate.calls.clear()
+    item, entry = lineage(1), record(1)
+    writer.trial_started(item, CONFIG)
+    writer.trial_epoch(item.name, entry["history"][0])
+    assert writer.flush(seconds=60)
+    assert history_of(uri, item.name) == [(1, 1.1)], "an epoch is written when it is over"
+    writer.trial_finished(item.name, "complete", entry)
+    assert writer.flush(seconds=60)
+    assert gate.calls == ["create_run", *["log_batch"] * 3, "set_terminated"] and writer.close()
+    assert history_of(uri, item.name) == [(1, 1.1), (2, 1.2)] and history_of(uri, "search/0000") == [(1, 0.1), (2, 0.2)]
+
+
+def test_epochs_that_went_to_a_run_that_is_deleted_are_written_again(tmp_path):
+    """The older of two runs of one trial stays, which may turn out after the younger one was written to."""
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    writer = recorder(uri, tmp_path)
+    item, entry = lineage(0), record(0)
+    writer.trial_started(item, CONFIG)
+    writer.trial_epoch(item.name, entry["history"][0])
+    assert writer.flush(seconds=60)
+    young = runs(uri)[0][item.name]
+    old = MlflowClient(uri).create_run(young.info.experiment_id, start_time=1, tags=dict(young.data.tags))
+    assert writer._learned(), "as after a call that failed"
+    writer.trial_finished(item.name, "complete", entry)
+    assert writer.close() and writer.run_of(item.name) == old.info.run_id
+    assert runs(uri)[1] == 2 and history_of(uri, item.name) == [(1, 0.1), (2, 0.2)]
+
+
+def test_flush_waits_for_as_long_as_something_is_written(tmp_path):
+    gate = Gate()
+    gate.check = lambda: time.sleep(0.4)
+    writer = recorder(f"sqlite:///{tmp_path / 'mlflow.db'}", tmp_path, check=gate.check)
+    for index in range(3):
+        play(writer, index)
+    started = time.monotonic()
+    assert writer.flush(seconds=3) and time.monotonic() - started > 3, "12 calls of 0.4 s and more"
+    play(writer, 3)
+    assert not writer.close(seconds=0.5), "the end of a driver does not"
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """What is asked, in which order, and that a restart asks nothing twice."""
 
 import json
+import random
 
 import optuna
 import pytest
@@ -12,8 +13,8 @@ from studies.resolve import resolve
 from studies.spec import parse
 from tune import search
 from tune.interrupt import Stop
+from tune.job import ROW, Job
 from tune.ledger import Ledger
-from tune.trainable import ROW, Job
 
 MIXED = """
 question = "?"
@@ -257,6 +258,51 @@ log = true
 
 def plan_of(text, **kwargs):
     return resolve(parse(text, name="mine", origin="mine.toml"), profile_name="embedded", overrides={}, **kwargs)
+
+
+def points_of_the_search(url, plan, folder, *, at_once):
+    """Return the points of a search of which so many trials run at once, in the order in which they were asked for."""
+    driver, luck, running = Driver(url, plan, folder), random.Random(0), []
+    while (answer := driver.suggest())[1] != ray.tune.search.Searcher.FINISHED:
+        trial_id, config = answer
+        if config["job"]["name"].startswith("controls/"):
+            driver.finish(trial_id, 0.3)
+            continue
+        running.append((trial_id, config["job"]["config"]))
+        if len(running) == at_once:
+            trial_id, config = running.pop(luck.randrange(at_once))
+            driver.finish(trial_id, random.Random(config).random())
+    return [lineage.last.params for lineage in driver.search.lineages()]
+
+
+def points_of_optuna_alone(plan, *, at_once):
+    """Return the same points by Optuna's own means: its storage, its TPE."""
+    study, luck, running = optuna.create_study(direction="maximize"), random.Random(0), []
+    for index in range(1 + plan.study.start_up):
+        study.enqueue_trial(search.start_up_point(plan, plan.arms[0], index))
+    for number in range(plan.trials):
+        study.sampler = search.sampler(plan, num_trials=max(number, 1 + plan.study.start_up))
+        running.append(study.ask())
+        search.suggest(running[-1], plan, plan.arms[0])
+        if len(running) == at_once:
+            ended = running.pop(luck.randrange(at_once))
+            config = plan.decode(ended.params, plan.arms[0]).to_json()
+            study.tell(ended, random.Random(config).random())
+    return [trial.params for trial in study.trials]
+
+
+@pytest.mark.parametrize("conditional", [False, True])
+@pytest.mark.parametrize("at_once", [1, 7])
+def test_the_points_are_optunas_until_the_history_is_long(url, tmp_path, monkeypatch, conditional, at_once):
+    text = CONDITIONAL.replace('[arms.a]\n[arms.b.set]\n"loss.lambda_aal" = 2.0\n', "") if conditional else MIXED
+    plan = plan_of(text, trials=80, quick=True)
+    alone = points_of_optuna_alone(plan, at_once=at_once)
+    assert points_of_the_search(url, plan, tmp_path, at_once=at_once) == alone
+    monkeypatch.setattr(search, "HISTORY", 20)
+    shorter = points_of_the_search(f"{url}2", plan, tmp_path, at_once=at_once)
+    changed = next(index for index in range(80) if shorter[index] != alone[index])
+    assert changed >= 20 + at_once, "until then all of it was shown"
+    assert len({json.dumps(point) for point in shorter}) == 80
 
 
 def test_a_comparison_trains_the_first_seed_of_every_arm_before_the_second(url, tmp_path):
