@@ -47,13 +47,16 @@ class Driver:
         self.command = [sys.executable, str(ROOT / "tune" / "run_study.py"), "--study", str(self.file)]
         self.command += ["--quick"] if quick else []
         self.command += ["--out", str(self.out), "--cache-dir", str(cache), "--lease-seconds", str(lease_seconds)]
+        self.prefix = []  # what runs the command, such as ip netns exec
+        self.environment = {}
+        self.ledger_url = f"sqlite:///{self.out / 'ledger.db'}"
         self.process = None
 
     def start(self, *more):
         log = (self.out.parent / "log.txt").open("ab")
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", **self.environment}
         self.process = subprocess.Popen(
-            [*self.command, *more], stdout=log, stderr=log, start_new_session=True, env=environment
+            [*self.prefix, *self.command, *more], stdout=log, stderr=log, start_new_session=True, env=environment
         )
         return self.process
 
@@ -97,17 +100,42 @@ class Driver:
             assert time.monotonic() < deadline, "waited too long"
             time.sleep(0.1)
 
+    def on_storage(self, name):
+        """Return the text of a file in every lineage's folder, by the folder's name."""
+        return {file.parent.name: file.read_text() for file in self.out.glob(f"storage/*/*/{name}")}
+
+    def commits(self):
+        """Return every line of the journals, oldest first: who committed which epoch of which lineage, and when."""
+        lines = [
+            {"lineage": lineage, **json.loads(line)}
+            for lineage, journal in self.on_storage("journal.jsonl").items()
+            for line in journal.splitlines()
+        ]
+        return sorted(lines, key=lambda line: line["at"])
+
     def epochs(self):
         """Return every epoch that was trained and committed, as (lineage, epoch)."""
-        return [
-            (journal.parent.name, json.loads(line)["epoch"])
-            for journal in self.out.glob("storage/*/*/journal.jsonl")
-            for line in journal.read_text().splitlines()
-        ]
+        return [(line["lineage"], line["epoch"]) for line in self.commits()]
+
+    def results(self):
+        """Return the record of every lineage that is over, by its folder's name."""
+        return {lineage: json.loads(text) for lineage, text in self.on_storage("result.json").items()}
+
+    def progress(self, since, *, of=None, without=(), driver=0):
+        """Return when the first epoch or result after ``since`` was committed, or None where there is none yet.
+
+        ``of`` are the lineages that count (all), ``without`` the processes that do not, because they were killed, and
+        ``driver`` the first one in turn whose workers count.
+        """
+        lines = [line for line in self.commits() if line["driver"] >= driver]
+        moments = [(line["at"], line["lineage"], line["pid"]) for line in lines]
+        moments += [(result["ended_at"], name, result["pid"]) for name, result in self.results().items() if not driver]
+        counted = [at for at, name, pid in moments if (of is None or name in of) and pid not in without and at > since]
+        return min(counted, default=None)
 
     def ledger(self):
         """Return the Optuna trials by stage."""
-        storage = optuna.storages.RDBStorage(f"sqlite:///{self.out / 'ledger.db'}")
+        storage = optuna.storages.RDBStorage(self.ledger_url)
         return {
             name.partition("/")[2] or "search": optuna.load_study(study_name=name, storage=storage).trials
             for name in optuna.get_all_study_names(storage)
@@ -119,8 +147,12 @@ class Driver:
         return [run for e in client.search_experiments() for run in client.search_runs([e.experiment_id])]
 
 
-def check_exactly_once(driver, *, trials, epochs, confirmations):
-    """The promise: N terminal lineages, each epoch trained once, one closed MLflow run per lineage, no point twice."""
+def check_exactly_once(driver, *, trials, epochs, confirmations, again=(), hidden=2):
+    """The promise: N terminal lineages, each epoch trained once, one closed MLflow run per lineage, no point twice.
+
+    ``again`` are epochs, as (lineage, epoch), whose checkpoint was destroyed, so that they had to be trained again;
+    ``hidden`` is how many kills there were that may have fallen between a commit and its line in the journal.
+    """
     stages = driver.ledger()
     for stage, number in (("controls", 2), ("search", trials), ("confirm", confirmations)):
         lineages = collections.defaultdict(list)
@@ -138,8 +170,9 @@ def check_exactly_once(driver, *, trials, epochs, confirmations):
     assert len(set(points)) == trials
 
     counted = collections.Counter(driver.epochs())
-    assert set(counted.values()) == {1}, "an epoch was trained and committed twice"
-    assert len(counted) >= (trials + 2 + confirmations) * epochs - 2, (
+    twice = {epoch for epoch, times in counted.items() if times > 1}
+    assert twice <= set(again) and max(counted.values()) <= 2, f"an epoch was trained and committed twice: {twice}"
+    assert len(counted) >= (trials + 2 + confirmations) * epochs - hidden, (
         "only a kill between a commit and its journal line may hide one"
     )
 
@@ -147,19 +180,20 @@ def check_exactly_once(driver, *, trials, epochs, confirmations):
     by_lineage = collections.Counter(run.data.tags.get("mmfa.lineage", "study") for run in runs)
     assert set(by_lineage.values()) == {1} and len(by_lineage) == trials + 3 + confirmations
     assert {run.info.status for run in runs} == {"FINISHED"}
-    check_metrics(driver, epochs)
+    check_metrics(driver, epochs, again=again)
     assert not list(driver.out.glob("storage/*/ray-*")) and not list(driver.out.glob("storage/*/*/attempt-*"))
     assert not [path for path in driver.out.rglob("*") if path.suffix == ".tmp"]
 
 
-def check_metrics(driver, epochs):
-    """Every lineage has each epoch's objective once, equal to the ledger's."""
+def check_metrics(driver, epochs, *, again=()):
+    """Every lineage has each epoch's objective once, equal to the ledger's; twice what was trained ``again``."""
     with sqlite3.connect(driver.out / "mlflow.db") as database:
         rows = database.execute(
             "SELECT t.value, m.step, m.value FROM metrics m JOIN tags t ON t.run_uuid = m.run_uuid "
             "WHERE m.key = 'target_val/mAP' AND t.key = 'mmfa.lineage'"
         ).fetchall()
-    assert len(rows) == len({(lineage, step) for lineage, step, _ in rows})
+    counted = collections.Counter((lineage.replace("/", "-"), step) for lineage, step, _ in rows)
+    assert {epoch for epoch, times in counted.items() if times > 1} <= set(again)
     recorded = {(lineage, step): value for lineage, step, value in rows}
     stages = driver.ledger()
     for kind, stage in stages.items():

@@ -8,6 +8,7 @@ import time
 
 import psutil
 import pytest
+from chaos.table import record
 from integration_tests.driver import TINY, Driver, check_exactly_once
 
 pytestmark = pytest.mark.slow
@@ -83,8 +84,10 @@ def test_a_ray_that_dies_ends_the_command_and_not_the_study(driver):
     text = (driver.out.parent / "log.txt").read_text()
     assert "Ray on this machine has died" in text and "Nothing is lost. To continue, type:" in text
     assert "Traceback" not in text
+    again = time.time()
     code, text = driver.run()
     assert code == 0, text
+    record("ray-killed", driver.progress(again) - again)
     check_exactly_once(driver, trials=TRIALS, epochs=EPOCHS, confirmations=0)
 
 
@@ -100,6 +103,7 @@ def test_second_driver_is_refused_and_a_thawed_one_changes_nothing(driver, reque
 
     frozen.process.send_signal(signal.SIGSTOP)
     time.sleep(4)
+    started = time.time()
     driver.start()
     log = driver.out.parent / "log.txt"
     driver.wait_for(lambda: log.read_text().count(" to go.") == 2)  # until then the frozen one's workers train
@@ -109,6 +113,7 @@ def test_second_driver_is_refused_and_a_thawed_one_changes_nothing(driver, reque
     assert frozen.process.wait(90) == 1
     assert driver.process.wait(300) == 0, log.read_text()
     assert "taken over" in log.read_text()
+    record("driver-frozen", driver.progress(started, driver=2) - started)
     check_exactly_once(driver, trials=TRIALS, epochs=EPOCHS, confirmations=0)
 
 

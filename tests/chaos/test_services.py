@@ -1,0 +1,90 @@
+"""Take down what a study writes to, for a while and in its middle: MLflow, PostgreSQL, S3."""
+
+import sqlite3
+import time
+
+import pytest
+import services
+from chaos.servers import Mlflow, Postgres, Proxy
+from chaos.study import S3Study, Study, check_survived
+from chaos.table import record
+
+OUTAGE_SECONDS, DATABASE_SECONDS, S3_SECONDS = 60, 10, 40
+
+
+@pytest.fixture
+def study(tmp_path, embedded_cache):
+    study = Study(tmp_path, cache=embedded_cache)
+    yield study
+    study.end()
+
+
+@pytest.mark.nightly
+def test_mlflow_is_down_for_a_minute(tmp_path, embedded_cache, request):
+    """The study trains on; what it could not write is written when the server is back."""
+    study = Study(tmp_path, cache=embedded_cache, epochs=12)
+    request.addfinalizer(study.end)
+    server = Mlflow(study.out)
+    request.addfinalizer(server.down)
+    server.up()
+    study.command += ["--tracking-uri", server.url]
+    study.start()
+    study.grow(6)
+    at = server.down()
+    study.wait_for(lambda: time.time() > at + OUTAGE_SECONDS)
+    during = [line["at"] for line in study.commits() if line["at"] > at]
+    assert during[-1] > at + OUTAGE_SECONDS - 20, "the study stopped while MLflow was down"
+    server.up()
+    back = time.time()
+    study.wait_for(lambda: len(recorded(study)) >= len(during) + 6, timeout=60)
+    record("mlflow-down", time.time() - back, outage=OUTAGE_SECONDS, epochs_meanwhile=len(during))
+    assert study.process.wait(300) == 0, study.log()
+    check_survived(study)
+
+
+def recorded(study):
+    """Return the epochs that MLflow has, as (run, step)."""
+    with sqlite3.connect(study.out / "mlflow.db", timeout=30) as database:
+        rows = database.execute("SELECT DISTINCT run_uuid, step FROM metrics WHERE key = 'target_val/mAP'")
+        return rows.fetchall()
+
+
+@pytest.mark.slow
+def test_postgres_is_restarted(tmp_path, study, request):
+    """The driver waits for it, and nothing has to be typed again."""
+    database = Postgres(tmp_path / "pg")
+    request.addfinalizer(database.end)
+    study.ledger_url = database.url
+    study.command += ["--ledger", database.url]
+    study.start()
+    study.grow(4)
+    at = database.restart(seconds=DATABASE_SECONDS)
+    back = time.time()
+    record("postgres-restarted", study.recovery(back), down=round(back - at, 1))
+    assert study.process.wait(300) == 0, study.log()
+    check_survived(study)
+
+
+@pytest.mark.nightly
+def test_s3_fails_for_a_while(tmp_path, embedded_cache, request):
+    """Workers wait for it in the middle of an upload, and nobody is told."""
+    with services.s3(tmp_path / "s3.txt") as environment:
+        port = int(environment["AWS_ENDPOINT_URL"].rpartition(":")[2])
+        proxy = Proxy(port)
+        request.addfinalizer(proxy.end)
+        seen = environment | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{proxy.port}"}
+        s3 = services.client(environment["AWS_ENDPOINT_URL"])
+        study = S3Study(tmp_path, cache=embedded_cache, s3=s3, environment=seen)
+        request.addfinalizer(study.end)
+        study.start()
+        study.grow(4)
+        proxy.failing.set()
+        at = time.time()
+        study.wait_for(lambda: time.time() > at + S3_SECONDS)
+        proxy.failing.clear()
+        back = time.time()
+        record("storage-failing", study.recovery(back), outage=S3_SECONDS)
+        assert study.process.wait(400) == 0, study.log()
+        check_survived(study)
+        left = [key for key in study.objects() if "attempt-" in key or key.endswith((".tmp", "error.txt", "pruned"))]
+        assert left == []
