@@ -48,7 +48,13 @@ FAULTS = {
         "first epoch on the new node",
     ),
     "head-killed": (
-        "the head is lost (SIGKILL of its raylet, or of all its processes) under a driver that lives on it",
+        "the head is lost (SIGKILL of its raylet) under a driver that lives on it",
+        "the command notices and ends; the study goes on in the next cluster",
+        "`Ray on this machine has died … Nothing is lost. To continue, once Ray runs again, type:`",
+        "next epoch after the command is typed again, in a new cluster",
+    ),
+    "head-machine-killed": (
+        "all processes of the head are killed at once under a driver that lives on it",
         "the command notices and ends; the study goes on in the next cluster",
         "`Ray on this machine has died … Nothing is lost. To continue, once Ray runs again, type:`",
         "next epoch after the command is typed again, in a new cluster",
@@ -96,7 +102,13 @@ FAULTS = {
         "next epoch after there is room",
     ),
     "checkpoint-torn": (
-        "the newest checkpoint is cut short, garbled, emptied or half missing after a kill",
+        "the weights of the newest checkpoint are cut short after a kill",
+        "it is set aside, and the trial goes on from the one before it: one epoch is trained again",
+        "`… was set aside; the trial went on from the checkpoint before it`",
+        "next epoch of that trial after the command is typed again",
+    ),
+    "checkpoint-damaged": (
+        "the newest checkpoint is garbled, or its state is emptied or missing, after a kill",
         "it is set aside, and the trial goes on from the one before it: one epoch is trained again",
         "`… was set aside; the trial went on from the checkpoint before it`",
         "next epoch of that trial after the command is typed again",

@@ -76,7 +76,7 @@ def test_head_is_killed(cluster, study, all_of_it):
     assert "Nothing is lost. To continue, once Ray runs again, type:" in study.log(), study.log()
     for node in [head, *nodes]:
         node.end()
-    continue_elsewhere(cluster, study, "head-killed")
+    continue_elsewhere(cluster, study, "head-machine-killed" if all_of_it else "head-killed")
 
 
 @pytest.mark.nightly

@@ -72,7 +72,7 @@ def test_newest_checkpoint_is_torn(study, how):
     again = torn(study, TEARS[how])
     assert again, "no trial was in its middle"
     seconds = study.recovery(**study.again(), of={lineage for lineage, _ in again})
-    record("checkpoint-torn", seconds, how=how)
+    record("checkpoint-torn" if how == "weights cut short" else "checkpoint-damaged", seconds, how=how)
     assert study.process.wait(300) == 0, study.log()
     results = study.results()
     for lineage, epoch in again:

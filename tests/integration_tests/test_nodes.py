@@ -8,7 +8,7 @@ import pytest
 from chaos.cluster import Cluster
 from integration_tests.driver import QUICK, Driver
 
-SMALL = QUICK.replace("trials = 4", "trials = 2").replace("num_epochs\" = 3", "num_epochs\" = 2")
+SMALL = QUICK.replace("trials = 4", "trials = 2").replace('num_epochs" = 3', 'num_epochs" = 2')
 CAN_MOUNT = subprocess.run(["unshare", "-m", "true"], capture_output=True, check=False).returncode == 0
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not CAN_MOUNT, reason="disks of their own need unshare -m, as root")]
 
