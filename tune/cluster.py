@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -43,7 +42,7 @@ class Cluster:
 
 
 def start(*, address: str | None, cpus_per_trial: int, trials_per_gpu: int, workers: int | None = None) -> Cluster:
-    """Start Ray on this machine, or join the one at ``address`` (or ``$RAY_ADDRESS``).
+    """Start Ray on this machine, or join the one at ``address``.
 
     Args:
         address: of Ray.
@@ -54,7 +53,7 @@ def start(*, address: str | None, cpus_per_trial: int, trials_per_gpu: int, work
     Raises:
         MmfaError: no Ray there, or no room in it for a trial.
     """
-    where = address or os.environ.get("RAY_ADDRESS") or "local"
+    where = address or "local"
     options = {"log_to_driver": False, "logging_level": logging.CRITICAL}
     if where == "local":
         options |= {"num_cpus": max(num_cores(), cpus_per_trial), "include_dashboard": False}

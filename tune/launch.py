@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -105,9 +106,10 @@ def _ray(session: Session, console: Console) -> Iterator[cluster.Cluster | None]
     if not session.to_train():
         yield None
         return
-    console.say("Starting Ray …" if request.address is None else f"Joining Ray at {request.address} …")
+    address = request.address or os.environ.get("RAY_ADDRESS")
+    console.say("Starting Ray …" if address is None else f"Joining Ray at {address} …")
     ray = cluster.start(
-        address=request.address,
+        address=address,
         cpus_per_trial=request.cpus_per_trial,
         trials_per_gpu=request.trials_per_gpu or 1,
         workers=request.workers,

@@ -195,6 +195,7 @@ class Lab:
         for machine in self.machines:
             machine.close()
         run("ip", "link", "del", self.bridge)
+        shutil.rmtree(self.shared / "pip", ignore_errors=True)  # 3 GB
 
     def config(self, *, workers):
         """Write onprem.yaml for these machines; return the file."""
