@@ -220,6 +220,21 @@ def test_what_waits_behind_the_driver_is_written_in_fewer_calls(tmp_path):
     assert history_of(uri, item.name) == [(1, 1.1), (2, 1.2)] and history_of(uri, "search/0000") == [(1, 0.1), (2, 0.2)]
 
 
+def test_a_long_training_that_waited_is_written_in_full(tmp_path):
+    """MLflow refuses more than 1,000 metrics in a call; its client splits them."""
+    uri, gate = f"sqlite:///{tmp_path / 'mlflow.db'}", Gate()
+    writer = recorder(uri, tmp_path, check=gate.check)
+    item, entry = lineage(0), record(0, epochs=60)
+    for report in entry["history"]:
+        report["metrics"] |= {f"train/{number}": 0.5 for number in range(40)}
+    writer.trial_started(item, CONFIG)
+    writer.trial_finished(item.name, "complete", entry)
+    gate.open.set()
+    assert writer.flush(seconds=60) and writer.close() and not writer.refused
+    client, run = MlflowClient(uri), writer.run_of(item.name)
+    assert [len(client.get_metric_history(run, f"train/{number}")) for number in range(40)] == [60] * 40
+
+
 def test_epochs_that_went_to_a_run_that_is_deleted_are_written_again(tmp_path):
     """The older of two runs of one trial stays, which may turn out after the younger one was written to."""
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
