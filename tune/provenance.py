@@ -3,27 +3,39 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib.metadata
 import os
 import platform
 import subprocess
 from pathlib import Path
 
+HERE = Path(__file__).resolve().parent.parent
 PACKAGES = ("torch", "torchvision", "ray", "optuna", "mlflow", "pyarrow", "numpy", "scipy", "scikit-learn")
 
 
 @functools.cache
 def commit() -> str:
-    """Return the git commit of this checkout, with ``-dirty`` where files were changed, or ``unknown``."""
-    here = Path(__file__).resolve().parent.parent
-    if not (here / ".git").exists():
-        return "unknown"
-    command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    """Return the git commit of this checkout, with ``-dirty`` where files were changed; without git :func:`sources`."""
+    if not (HERE / ".git").exists():
+        return sources()
+    command = ["git", "-C", str(HERE), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
         found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
-        return "unknown"
+        return sources()
     return found.stdout.strip()
+
+
+@functools.cache
+def sources() -> str:
+    """Return ``sources-`` and 12 digits of a SHA-256 over the three packages, equal in a checkout and installed."""
+    digest = hashlib.sha256()
+    packages = [HERE / name for name in ("mmfa", "studies", "tune")]
+    files = [path for package in packages for path in package.rglob("*") if path.suffix in (".py", ".toml", ".json")]
+    for path in sorted(files):
+        digest.update(f"{path.relative_to(HERE).as_posix()}\0{path.stat().st_size}\0".encode() + path.read_bytes())
+    return f"sources-{digest.hexdigest()[:12]}"
 
 
 @functools.cache

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tune import provenance
+
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.slow
 
@@ -59,6 +61,13 @@ def test_the_wheel_is_what_runs(installed, tmp_path):
         [str(installed / "mmfa-study"), "--list"], cwd=tmp_path, capture_output=True, text=True, check=True
     )
     assert "lambdas" in listed.stdout and "smoke" in listed.stdout
+
+
+def test_without_git_a_run_names_its_sources(installed, tmp_path):
+    code = "from tune import provenance; print(provenance.commit())"
+    command = [str(installed / "python"), "-c", code]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == provenance.sources() != provenance.commit()
 
 
 def test_the_script_without_an_installation_says_how(tmp_path):
