@@ -7,6 +7,7 @@ import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import psutil
 import ray
@@ -29,6 +30,8 @@ class Cluster:
     joined: bool
     """Whether Ray ran before this driver and runs on after it."""
     trials_per_gpu: int = 1
+    server: Any = None
+    """The actor that serves image stores to nodes that join later: it ends with its last handle, which is this."""
 
     def alive(self) -> bool:
         """Return whether Ray still runs on this machine: without it, Ray ends this process without a word."""
@@ -59,8 +62,18 @@ def start(*, address: str | None, cpus_per_trial: int, trials_per_gpu: int, work
         options |= {"num_cpus": max(num_cores(), cpus_per_trial), "include_dashboard": False}
     try:
         ray.init(address=where, **options)
-    except (ConnectionError, OSError, ValueError, RuntimeError) as error:
-        raise MmfaError(f"Ray at --address {where} cannot be reached: {first_line(error)}.") from None
+    except ray.exceptions.AuthenticationError:
+        raise MmfaError(
+            f"Ray at --address {where} asks for a token; set RAY_AUTH_MODE=token, with the cluster's token in "
+            "~/.ray/auth_token or RAY_AUTH_TOKEN."
+        ) from None
+    except (ConnectionError, OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+        way_out = (
+            "see `df -h /tmp /dev/shm` and the logs in /tmp/ray/session_latest/logs"
+            if where == "local"
+            else "see `ray status` there, or leave --address out to use this machine alone"
+        )
+        raise MmfaError(f"Ray at --address {where} cannot be reached: {first_line(error)}; {way_out}.") from None
     have = ray.cluster_resources()
     resources: dict[str, float] = {"cpu": cpus_per_trial}
     if have.get("GPU", 0):

@@ -25,6 +25,10 @@ from optuna.storages._rdb import models
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from mmfa.errors import MmfaError
+
+SCHEMA = 12
+"""Version of Optuna's tables that is written here."""
 BEST = 25
 """Trials that TPE takes for good ones, at most (``default_gamma``): a part of a study that has these has them all."""
 TRIALS: sa.Table = models.TrialModel.__table__
@@ -94,9 +98,17 @@ class Database(optuna.storages.BaseStorage):
 
     Args:
         tables: Optuna's own storage.
+
+    Raises:
+        MmfaError: an Optuna with other tables.
     """
 
     def __init__(self, tables: optuna.storages.RDBStorage) -> None:
+        if models.SCHEMA_VERSION != SCHEMA:
+            raise MmfaError(
+                f"the ledger is written as Optuna 5.0 writes it (tables of version {SCHEMA}), but Optuna "
+                f"{optuna.__version__} has version {models.SCHEMA_VERSION}; pip install 'optuna>=5.0,<5.1'."
+            )
         self._tables, self.engine = tables, tables.engine
         self._known: dict[int, Known] = {}
         self._where: dict[int, tuple[int, int]] = {}

@@ -18,6 +18,7 @@ from typing import Any
 from mmfa.errors import CheckpointError
 from tune import mirror
 from tune.lease import Fence, LeaseLostError
+from tune.patience import when_there_is_room
 
 RESULT = "result.json"
 EXPORT = "export"
@@ -67,12 +68,22 @@ class Job:
     def claimed(self) -> Job:
         """Take the lineage up: a worker that had it before, on a node that was cut off, may commit no more."""
         claim = dataclasses.replace(self, owner=uuid.uuid4().hex)
+        self.fence.check()  # a worker of a driver that is gone must not take it from the present one's
         if self.uri:
-            mirror.write(f"{self.uri}/{OWNER}", claim.owner.encode())
+            mirror.write(f"{self.uri}/{OWNER}", claim.owner.encode(), check=self.fence.check)
         else:
-            Path(self.folder).mkdir(parents=True, exist_ok=True)
-            (Path(self.folder) / OWNER).write_text(claim.owner)
+            when_there_is_room(claim._sign)
         return claim
+
+    def _sign(self) -> None:
+        """Write the owner, whole or not at all."""
+        Path(self.folder).mkdir(parents=True, exist_ok=True)
+        temporary = Path(self.folder) / f"{OWNER}.{self.owner}.tmp"
+        try:
+            temporary.write_text(self.owner)
+            temporary.replace(temporary.with_name(OWNER))
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def check(self) -> None:
         """Raise LeaseLostError where another driver has the study, or another worker this lineage."""
@@ -94,7 +105,7 @@ class Job:
         """Bring the object store up to this node's copy, behind the fence."""
         if self.uri:
             own = f"attempt-{self.attempt:04d}"
-            mirror.push(Path(self.folder), self.uri, before_commit=self.check, own=own)
+            mirror.push(Path(self.folder), self.uri, check=self.check, own=own)
 
 
 def read_readings(folder: Path) -> list[dict[str, Any]]:

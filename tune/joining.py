@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 
 import ray
 
+from mmfa.errors import MmfaError
 from tune import nodes, preflight, sharing
 from tune.cluster import Cluster, fitting
 from tune.console import Console
@@ -28,7 +29,8 @@ def prepared(session: Session, cluster: Cluster, console: Console) -> Cluster:
     if cluster.joined:  # on this machine alone, all this is known to hold
         digests = preflight.weights_fingerprints(configs)
         with console.bars() as progress:
-            nodes.prepare(nodes.needs_of(configs, session.stores, places, digests), progress)
+            server = nodes.prepare(nodes.needs_of(configs, session.stores, places, digests), progress)
+        cluster = dataclasses.replace(cluster, server=server)
     if "gpu" not in cluster.resources or session.request.trials_per_gpu is not None:
         return cluster
     known = session.recall(REMEMBERED)
@@ -45,7 +47,13 @@ def _measured(session: Session, console: Console) -> int:
     chosen = []
     for kind, (node, resources) in _kinds_of_gpus().items():
         console.say(f"--trials-per-gpu auto: training an epoch with 1, 2, 4, … trials on one {kind} …")
-        most = min(sharing.MOST, int(resources["CPU"] // cpus))
+        if resources["CPU"] < cpus:
+            raise MmfaError(
+                f"--trials-per-gpu auto: a trial takes {cpus} CPUs, but node {node.name} has {resources['CPU']:g}; "
+                "lower --cpus-per-trial."
+            )
+        # Ray fills one GPU after the other: with more than its share of the CPUs on one, another would stand idle.
+        most = min(sharing.MOST, max(1, int(resources["CPU"] // (cpus * resources["GPU"]))))
         trials, samples = sharing.choose(functools.partial(sharing.measure, config, stores, node, cpus=cpus), most=most)
         console.say(f"{sharing.told(samples)}. So {trials} {'trial has' if trials == 1 else 'trials share'} a GPU.")
         session.remember(f"{REMEMBERED} on {kind}", sharing.as_record(samples))

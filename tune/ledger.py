@@ -266,7 +266,12 @@ class Ledger:
             self.storage = Database(_patiently(lambda: optuna.storages.RDBStorage(url, engine_kwargs=kwargs)))
             self._lease_engine = sa.create_engine(url, **kwargs)
             _patiently(lambda: create_table(self._lease_engine))
-        except (sa.exc.SQLAlchemyError, optuna.exceptions.OptunaError, RuntimeError, ImportError) as error:
+        except ImportError:
+            raise MmfaError(
+                f"the ledger {safe_url(url)} needs psycopg: pip install 'mmfa-study[cluster]' (in a checkout: "
+                "pip install -c constraints.txt -e '.[cluster]')."
+            ) from None
+        except (sa.exc.SQLAlchemyError, optuna.exceptions.OptunaError, RuntimeError) as error:
             raise MmfaError(
                 f"the ledger {safe_url(url)} cannot be opened: {first_line(error)}. Give another --ledger."
             ) from None

@@ -105,8 +105,11 @@ def needs_of(
     )
 
 
-def prepare(needs: Needs, progress: Callable[[str, int, int], None]) -> list[Node]:
-    """Check every node of the cluster and send it the stores that it lacks; return the nodes.
+def prepare(needs: Needs, progress: Callable[[str, int, int], None]) -> Any:
+    """Check every node of the cluster and send it the stores that it lacks.
+
+    Returns:
+        The server of stores: nodes that join later are served for as long as somebody holds it.
 
     Raises:
         MmfaError: what a node cannot do, with the node's name.
@@ -129,7 +132,7 @@ def prepare(needs: Needs, progress: Callable[[str, int, int], None]) -> list[Nod
             _raise_first(nodes, _on_each(nodes, _fetch_all, needs, tell=tell))
     finally:
         _take_away(needs.storage, token)
-    return nodes
+    return server
 
 
 def _told(server: Any, progress: Callable[[str, int, int], None], what: str, total: int) -> None:
@@ -174,6 +177,8 @@ def _on_each(
 def _came(ref: Any) -> Any:
     try:
         return ray.get(ref)
+    except ray.exceptions.RayTaskError as error:
+        return f"it cannot be checked ({type(error.cause).__name__}: {first_line(error.cause)}); is this version there?"
     except ray.exceptions.RayError as error:
         return f"it was lost while it was being checked ({first_line(error)})"
 
@@ -237,16 +242,26 @@ def _check_weights(weights: dict[str, str]) -> str:
     return ""
 
 
-def _lacks(needs: Needs) -> list[str]:
-    return [path for path in needs.stores if not Path(path).exists()]
+def _lacks(needs: Needs) -> list[str] | str:
+    """Return the stores that a node lacks, or what is wrong with one that it has."""
+    there = {path: fingerprint for path, fingerprint in needs.stores.items() if Path(path).exists()}
+    return _compared(there) or [path for path in needs.stores if path not in there]
 
 
 def _fetch_all(needs: Needs) -> str:
+    try:
+        for path in needs.stores:
+            fetch(path)
+    except (MmfaError, OSError) as error:
+        return str(error)
+    return _compared(needs.stores)
+
+
+def _compared(stores: Mapping[str, str]) -> str:
     from mmfa.data.store import open_store
 
     try:
-        for path, fingerprint in needs.stores.items():
-            fetch(path)
+        for path, fingerprint in stores.items():
             if (found := open_store(Path(path)).fingerprint) != fingerprint:
                 return (
                     f"{path} holds other images ({found}) than the driver's ({fingerprint}); delete it and run again."

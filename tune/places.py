@@ -10,6 +10,13 @@ import sqlalchemy as sa
 
 from mmfa.errors import MmfaError
 
+_SECRET = re.compile(r"password|secret|token|access_key|credential", re.IGNORECASE)
+"""Marks of a query that holds one; PostgreSQL's passfile and sslkey are names of files."""
+_SECRETS = {
+    "--ledger": "PGPASSWORD or in ~/.pgpass",
+    "--tracking-uri": "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (a database's: PGPASSWORD)",
+    "--storage": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or in ~/.aws/credentials",
+}
 OBJECT_STORES = ("s3", "gs", "abfss")
 """Schemes that pyarrow opens."""
 
@@ -50,7 +57,8 @@ def places(
     Raises:
         MmfaError: a URL that is none, a folder as tracking URI, or one database for ledger and MLflow.
     """
-    _refuse_passwords(ledger, tracking)
+    for option, url in (("--ledger", ledger), ("--tracking-uri", tracking), ("--storage", storage)):
+        _refuse_secrets(option, url or "")
     out = out.expanduser().absolute()
     if "?" in str(out):
         raise MmfaError(f"--out must not contain a question mark, which ends a database's URL, but got {out}.")
@@ -73,24 +81,27 @@ def places(
     )
 
 
-def _refuse_passwords(ledger: str | None, tracking: str | None) -> None:
+def _refuse_secrets(option: str, url: str) -> None:
     """A command is printed, recorded and shown by ``ps``: what is secret must not be part of it."""
-    where = {
-        "--ledger": "PGPASSWORD or in ~/.pgpass",
-        "--tracking-uri": "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (a database's: PGPASSWORD)",
-    }
-    for option, url in (("--ledger", ledger), ("--tracking-uri", tracking)):
-        if url is not None and re.search(r"://[^/@]*:[^/@]+@", url):
-            raise MmfaError(
-                f"{option} must not hold a password, since commands are printed and recorded; give it in the "
-                f"environment, as {where[option]}."
-            )
+    _, mark, rest = url.partition("://")
+    location, _, query = rest.partition("?")
+    _, _, password = location.rpartition("@")[0].partition(":")  # up to the last @: a password may hold slashes
+    if mark and (password or _SECRET.search(query)):
+        raise MmfaError(
+            f"{option} must not hold a password or a key, since commands are printed and recorded; give it in the "
+            f"environment, as {_SECRETS[option]}."
+        )
 
 
 def _storage(where: str) -> str:
-    scheme, mark, _ = where.partition("://")
+    scheme, mark, rest = where.partition("://")
     if not mark:
         return str(Path(where).expanduser().absolute())
+    if "?" in rest or ("@" in rest and scheme != "abfss"):
+        raise MmfaError(
+            "--storage must be a bucket and a path in it, such as s3://bucket/studies, and nothing else; region and "
+            "endpoint are set in the environment (AWS_DEFAULT_REGION, AWS_ENDPOINT_URL)."
+        )
     if scheme not in OBJECT_STORES:
         raise MmfaError(
             f"--storage must be a folder that all nodes share, or start with one of "
@@ -117,7 +128,7 @@ def _absolute(url: str, *, option: str) -> str:
         if "?" in str(path):
             raise MmfaError(f"{option}: SQLite cannot be given a path with a question mark, but got {path}; rename it.")
         return f"sqlite:///{path}"
-    return url
+    return url.replace("postgresql://", "postgresql+psycopg://", 1)  # the driver that the extra `cluster` brings
 
 
 def _database(url: str) -> tuple[object, ...]:
@@ -125,7 +136,9 @@ def _database(url: str) -> tuple[object, ...]:
     parsed = sa.make_url(url)
     if parsed.get_backend_name() == "sqlite":
         return ("sqlite", Path(str(parsed.database)).resolve())
-    return (parsed.get_backend_name(), parsed.host or parsed.query.get("host"), parsed.port or 5432, parsed.database)
+    host = parsed.host or parsed.query.get("host")
+    here = host in (None, "localhost", "127.0.0.1", "::1")
+    return (parsed.get_backend_name(), "here" if here else host, parsed.port or 5432, parsed.database)
 
 
 def safe_url(url: str) -> str:

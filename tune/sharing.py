@@ -20,6 +20,9 @@ CAP = 0.9
 GAIN = 1.05
 """As long as doubling brings so many times the trials an hour, it is tried again."""
 MOST = 16
+START_SECONDS = 600.0
+"""How long the trainings of a measurement may take until all of them are ready to train."""
+_OUT_OF_MEMORY = ("CUDA error: out of memory", "CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +98,12 @@ def limit_memory(trials_per_gpu: int) -> None:
         torch.cuda.set_per_process_memory_fraction(CAP / trials_per_gpu if trials_per_gpu > 1 else 1.0)
 
 
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether a training failed for want of GPU memory, which cuDNN and cuBLAS say in words of their own."""
+    # Torch's own class is imported with torch only.
+    return type(error).__name__ == "OutOfMemoryError" or any(words in str(error) for words in _OUT_OF_MEMORY)
+
+
 def measure(config: TrialConfig, stores: Sequence[str], node: Node, trials: int, *, cpus: int) -> Sample | None:
     """Train an epoch of a config on one GPU of a node, ``trials`` times at once; None where memory runs out.
 
@@ -110,7 +119,16 @@ def measure(config: TrialConfig, stores: Sequence[str], node: Node, trials: int,
         scheduling_strategy=on_node(node.node_id),
     )
     try:
-        seen = ray.get([task.remote(config.to_json(), tuple(stores), cpus, trials, barrier) for _ in range(trials)])
+        tasks = [task.remote(config.to_json(), tuple(stores), cpus, trials, barrier) for _ in range(trials)]
+        begun, _ = ray.wait([barrier.opened.remote(), *tasks], timeout=START_SECONDS)
+        if not begun:
+            for ref in tasks:
+                ray.cancel(ref, force=True)
+            raise MmfaError(
+                f"--trials-per-gpu auto: {trials} trainings found no room on node {node.name} in {START_SECONDS:.0f} s; "
+                "end what else runs there, or give the number."
+            )
+        seen = ray.get(tasks)
     except ray.exceptions.RayTaskError as error:
         raise MmfaError(f"--trials-per-gpu auto: the measurement failed on node {node.name}: {error.cause}.") from None
     except ray.exceptions.RayError:  # killed by the system: host memory ran out
@@ -135,6 +153,9 @@ class _Barrier:
             self._open.set()
         await self._open.wait()
 
+    async def opened(self) -> None:
+        await self._open.wait()
+
 
 def _one_epoch(
     config: str, stores: tuple[str, str], threads: int, trials: int, barrier: Any
@@ -153,7 +174,9 @@ def _one_epoch(
         started = time.perf_counter()
         next(training.epochs())
         seconds = time.perf_counter() - started
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         barrier.wait.remote()  # nobody is to wait for it
         return None
     return seconds, *_memory()

@@ -37,6 +37,7 @@ from tune.job import (
     read_result,
 )
 from tune.patience import append, when_there_is_room
+from tune.sharing import is_out_of_memory, limit_memory
 
 if TYPE_CHECKING:
     from mmfa.data.store import Store
@@ -58,7 +59,7 @@ def run(config: dict[str, Any]) -> None:
     try:
         for store in (job.source_store, job.target_store):
             nodes.fetch(store)
-        folder.mkdir(parents=True, exist_ok=True)
+        when_there_is_room(lambda: folder.mkdir(parents=True, exist_ok=True))
         (folder / ERROR).unlink(missing_ok=True)
         # A report waits for the driver; the next epoch waits for the report only where the driver may end it there.
         for row in train(job) if job.prunable else prefetch(train(job)):
@@ -94,14 +95,16 @@ def train(job: Job) -> Iterator[dict[str, Any]]:
                 notes.append(f"{error} It was set aside as {aside.name}, and the trial was trained again.")
             else:
                 _check_config(record, job)
+                job.fence.check()
+                _clear(job)  # of a worker that died before it had
                 yield from ({"epoch": report} for report in record["history"])
                 yield {"result": record}
                 return
         yield from _train(job.claimed(), notes)
     except MmfaError as error:
         yield {"failed": str(error)}
-    except RuntimeError as error:  # torch's own class is imported with torch only
-        if type(error).__name__ != "OutOfMemoryError":
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
             raise
         _give_memory_back(error)
         yield {"failed": f"out of GPU memory with {job.trials_per_gpu} trials on a GPU", "out_of_memory": True}
@@ -128,8 +131,6 @@ def _check_config(record: dict[str, Any], job: Job) -> None:
 def _train(job: Job, notes: list[str]) -> Iterator[dict[str, Any]]:
     """Train what is left of a lineage and write its result."""
     import torch
-
-    from tune.sharing import limit_memory
 
     torch.set_num_threads(job.threads)
     limit_memory(job.trials_per_gpu)
@@ -290,12 +291,18 @@ def _finish(job: Job, record: dict[str, Any]) -> None:
     for leftover in folder.glob(f"{RESULT}.*.tmp"):
         leftover.unlink(missing_ok=True)
     when_there_is_room(lambda: _write_result(job, json.dumps(record)))
+    job.push()
+    _clear(job)
+
+
+def _clear(job: Job) -> None:
+    """Drop what a result makes needless, and this node's copy of what is on an object store."""
+    folder = Path(job.folder)
     for needless in (PRUNED, OWNER):
         (folder / needless).unlink(missing_ok=True)
     for attempt in folder.glob("attempt-*"):
         shutil.rmtree(attempt, ignore_errors=True)
     if job.uri:
-        job.push()
         mirror.drop(job.uri, *{path.split("/")[0] for path in mirror.sizes(job.uri) if path.startswith("attempt-")})
         mirror.remove(job.uri, PRUNED, OWNER)
         shutil.rmtree(folder, ignore_errors=True)

@@ -153,5 +153,6 @@ def check_survived(study, *, again=(), hidden=2):
             assert [row["epoch"] for row in record["history"]] == list(range(1, epochs + 1))
             found = {row["epoch"]: row["metrics"]["target_val/mAP"] for row in record["history"]}
             assert found == last.intermediate_values
-    left = [path.name for path in study.out.glob("storage/*/*/*") if path.name.startswith(("attempt-", "error"))]
+    strays = ("attempt-", "error", "owner", "pruned", ".probe-", ".seen-by-all-")
+    left = [path.name for path in study.out.rglob("*") if path.name.startswith(strays)]
     assert left == [] and not list(study.out.rglob("*.corrupt")) and not list(study.out.rglob("*.pulled.tmp"))

@@ -44,6 +44,23 @@ def test_a_node_without_stores_gets_them_before_its_first_trial(tmp_path, cluste
     assert all(json.loads(p.read_text())["outcome"] == "complete" for p in driver.out.glob("storage/*/*/result.json"))
 
 
+def test_a_node_that_joins_later_gets_them_for_its_first_trial(tmp_path, cluster, embedded_cache, monkeypatch):
+    """As on a cluster that grows, or replaces a node that it lost: nobody checks that node, and it has nothing."""
+    cluster.start_node("first")
+    driver = Driver(tmp_path, cache=embedded_cache, study=SMALL.replace("trials = 2", "trials = 4"))
+    for name, value in cluster.token.items():
+        monkeypatch.setenv(name, value)
+    driver.start("--address", cluster.address, "--quick", "--workers", "2")
+    driver.wait_for(lambda: driver.epochs())
+    late = cluster.start_node("late", prefix=own_disk(embedded_cache))
+    driver.wait_for(lambda: {line["pid"] for line in driver.commits()} & {worker.pid for worker in late.workers()})
+    assert driver.process.wait(300) == 0, (tmp_path / "log.txt").read_text()
+    records = [json.loads(path.read_text()) for path in driver.out.glob("storage/*/*/result.json")]
+    assert [record["outcome"] for record in records] == ["complete"] * 6
+    log = (tmp_path / "log.txt").read_text()
+    assert " lost:" not in log and "sending image stores" not in log
+
+
 def test_a_node_that_does_not_share_storage_is_named_before_the_first_trial(
     tmp_path, cluster, embedded_cache, monkeypatch
 ):
@@ -72,3 +89,6 @@ def test_a_gpu_is_shared_by_as_many_as_was_measured(tmp_path, cluster, embedded_
     assert code == 0, text
     assert "--trials-per-gpu auto: training an epoch with 1, 2, 4, … trials on one" in text
     assert "1 on a GPU: " in text and "epochs an hour" in text
+    chosen = int(re.search(r"So (\d+) trials? (?:has|share)", text)[1])
+    rates = {int(k): int(rate) for k, rate in re.findall(r"(\d+) on a GPU: (\d+) epochs an hour", text)}
+    assert chosen == max(rates, key=rates.__getitem__)

@@ -14,12 +14,19 @@ import urllib.request
 import optuna
 import pytest
 import services
+import sqlalchemy as sa
 from integration_tests.driver import TINY, Driver
 from mlflow.tracking import MlflowClient
 
 pytestmark = pytest.mark.slow
 STORAGE = f"s3://{services.BUCKET}/trainings"
-SECRET = "planted-database-secret"
+PLANTED = {
+    "PGPASSWORD": "planted-database-secret",
+    "MLFLOW_TRACKING_USERNAME": "planted-user",
+    "MLFLOW_TRACKING_PASSWORD": "planted-tracking-secret",
+    "RAY_AUTH_TOKEN": "planted-ray-secret-000000000000000000000000",
+}
+"""In the command's environment, as documented."""
 SMALL = TINY.replace("trials = 4", "trials = 2").replace(
     "[fixed]", '[fixed]\n"data.image_height" = 32\n"data.image_width" = 16'
 )
@@ -56,10 +63,11 @@ def shared(tmp_path, monkeypatch):
         services.postgres(tmp_path / "postgres", "ledger", "mlflow") as (ledger, mlflow),
         mlflow_server(mlflow, environment | server, tmp_path / "mlflow.txt") as address,
     ):  # fmt: skip
-        for name, value in {**environment, "PGPASSWORD": SECRET}.items():
+        for name, value in {**environment, **PLANTED}.items():
             monkeypatch.setenv(name, value)
-        options = ["--ledger", ledger, "--tracking-uri", address, "--storage", STORAGE]
-        yield options, ledger, address, services.client(environment["AWS_ENDPOINT_URL"])
+        plain = ledger.replace("postgresql+psycopg://", "postgresql://", 1)
+        options = ["--ledger", plain, "--tracking-uri", address, "--storage", STORAGE]
+        yield options, (ledger, mlflow), address, services.client(environment["AWS_ENDPOINT_URL"])
 
 
 def objects(s3, prefix):
@@ -104,8 +112,20 @@ def check(ledger, address, s3, *, epochs):
             assert run.data.metrics["target/mAP"] == pytest.approx(record["metrics"]["target/mAP"])
 
 
+def rows(url):
+    """Return all that a database holds, as text."""
+    engine = sa.create_engine(url)
+    found = []
+    with engine.connect() as connection:
+        for table in sa.inspect(engine).get_table_names():
+            found += connection.execute(sa.text(f'SELECT * FROM "{table}"')).all()
+    engine.dispose()
+    return "\n".join(map(str, found))
+
+
 def test_a_killed_study_on_shared_servers_is_taken_up_elsewhere(tmp_path, shared, embedded_cache):
-    options, ledger, address, s3 = shared
+    options, databases, address, s3 = shared
+    ledger = databases[0]
     first = Driver(tmp_path, cache=embedded_cache, study=SMALL)
     first.start(*options)
     random.seed(7)
@@ -122,10 +142,13 @@ def test_a_killed_study_on_shared_servers_is_taken_up_elsewhere(tmp_path, shared
     code, text = second.run(*options)
     assert code == 0 and "is finished: here is its result again" in text
 
-    secrets = (services.KEYS["AWS_SECRET_ACCESS_KEY"], SECRET)
+    secrets = {services.KEYS["AWS_SECRET_ACCESS_KEY"], *PLANTED.values()} - {PLANTED["MLFLOW_TRACKING_USERNAME"]}
+    for url in databases:  # every row of every table: params, tags, attributes, the study's own
+        dumped = rows(url)
+        assert len(dumped) > 100 and not any(secret in dumped for secret in secrets), url
     assert objects(s3, "artifacts/"), "MLflow's artifacts are on S3"
     for name in objects(s3, ""):
         content = s3.get_object(Bucket=services.BUCKET, Key=name)["Body"].read()
         assert not any(secret.encode() in content for secret in secrets), name
-    for file in [path for path in tmp_path.rglob("*") if path.is_file() and "postgres" not in path.parts]:
+    for file in [path for path in tmp_path.rglob("*") if path.is_file()]:
         assert not any(secret.encode() in file.read_bytes() for secret in secrets), file

@@ -180,9 +180,26 @@ def test_list_and_help_read_well(run, capsys):
         ("--ledger", "postgresql://mmfa:planted@db/ledger", "PGPASSWORD or in ~/.pgpass"),
         ("--tracking-uri", "http://mmfa:planted@mlflow:5000", "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"),
         ("--tracking-uri", "postgresql://mmfa:planted@db/mlflow", "(a database's: PGPASSWORD)"),
+        ("--ledger", "postgresql://mmfa:pa/planted@db/ledger", "PGPASSWORD"),
+        ("--ledger", "postgresql://mmfa@db/ledger?password=planted", "PGPASSWORD"),
+        ("--ledger", "postgresql://mmfa@db/ledger?sslmode=require&sslpassword=planted", "PGPASSWORD"),
+        ("--storage", "s3://AKIA:planted@bucket/x", "AWS_SECRET_ACCESS_KEY"),
+        ("--storage", "s3://bucket/x?access_key=AK&secret_key=planted", "AWS_SECRET_ACCESS_KEY"),
     ],
 )
 def test_a_password_is_no_part_of_a_command(run, option, url, way_out):
     code, said = run("--study", "smoke", "--dry-run", option, url)
     assert code == 2
     assert f"{option} must not hold a password" in said and way_out in said and "planted" not in said
+
+
+@pytest.mark.parametrize("where", ["s3://bucket/x?region=eu-west-1", "s3://somebody@bucket/x"])
+def test_storage_is_a_bucket_and_a_path(run, where):
+    code, said = run("--study", "smoke", "--dry-run", "--storage", where)
+    assert code == 2 and "--storage must be a bucket and a path in it" in said and "AWS_DEFAULT_REGION" in said
+
+
+def test_one_database_by_two_names_is_refused(run):
+    urls = ("--ledger", "postgresql://u@localhost/db", "--tracking-uri", "postgresql+psycopg://u@127.0.0.1:5432/db")
+    code, said = run("--study", "smoke", "--dry-run", *urls)
+    assert code == 2 and "must be two databases" in said

@@ -21,6 +21,14 @@ def uri(s3, request):
     return f"s3://{services.BUCKET}/{request.node.name}"
 
 
+@pytest.fixture(autouse=True)
+def other_servers():
+    """A process opens a bucket once; the servers of these tests are several."""
+    mirror._bucket.cache_clear()
+    yield
+    mirror._bucket.cache_clear()
+
+
 def keys(s3, uri):
     prefix = uri.removeprefix(f"s3://{services.BUCKET}/") + "/"
     found = s3.list_objects_v2(Bucket=services.BUCKET, Prefix=prefix).get("Contents", [])
@@ -45,7 +53,7 @@ def test_what_is_pushed_is_pulled(tmp_path, s3, uri):
     checkpoint(here, 1)
     (here / "journal.jsonl").write_text("one\n")
     (here / "result.json.12.tmp").write_text("half")
-    mirror.push(here, uri, before_commit=nothing)
+    mirror.push(here, uri, check=nothing)
     mirror.pull(there, uri)
     assert sorted(p.relative_to(there).as_posix() for p in there.rglob("*") if p.is_file()) == keys(s3, uri)
     assert keys(s3, uri) == [
@@ -57,19 +65,19 @@ def test_what_is_pushed_is_pulled(tmp_path, s3, uri):
 def test_a_file_that_grew_is_sent_again_and_old_epochs_are_dropped(tmp_path, s3, uri):
     checkpoint(tmp_path, 1)
     (tmp_path / "journal.jsonl").write_text("one\n")
-    mirror.push(tmp_path, uri, before_commit=nothing, own="attempt-0001")
+    mirror.push(tmp_path, uri, check=nothing, own="attempt-0001")
     for file in (tmp_path / "attempt-0001" / "epoch-0001").iterdir():
         file.unlink()
     checkpoint(tmp_path, 2)
     (tmp_path / "journal.jsonl").write_text("one\ntwo\n")
-    mirror.push(tmp_path, uri, before_commit=nothing, own="attempt-0001")
+    mirror.push(tmp_path, uri, check=nothing, own="attempt-0001")
     assert [key for key in keys(s3, uri) if "epoch-0001" in key] == []
     assert mirror.read(f"{uri}/journal.jsonl") == b"one\ntwo\n"
 
 
 def test_a_checkpoint_without_its_state_is_not_pulled(tmp_path, s3, uri):
     checkpoint(tmp_path / "here", 1)
-    mirror.push(tmp_path / "here", uri, before_commit=nothing)
+    mirror.push(tmp_path / "here", uri, check=nothing)
     mirror.write(f"{uri}/attempt-0001/epoch-0002/model.safetensors", b"half an upload")
     mirror.pull(tmp_path / "there", uri)
     assert [p.name for p in (tmp_path / "there" / "attempt-0001").iterdir()] == ["epoch-0001"]
@@ -82,18 +90,60 @@ def test_a_fenced_worker_uploads_nothing_that_counts(tmp_path, s3, uri):
     assert keys(s3, f"{uri}/fence") == ["2"]
     checkpoint(tmp_path, 1)
     with pytest.raises(LeaseLostError, match="another driver has taken over"):
-        mirror.push(tmp_path, f"{uri}/trial", before_commit=fence.check)
-    assert keys(s3, f"{uri}/trial") == ["attempt-0001/epoch-0001/model.safetensors"]
+        mirror.push(tmp_path, f"{uri}/trial", check=fence.check)
+    assert keys(s3, f"{uri}/trial") == []
     fence.put_up()  # a driver that was frozen before it put its counter up
     with pytest.raises(LeaseLostError):
         fence.check()
     Fence(f"{uri}/fence", 2).check()
 
 
+def test_what_another_worker_left_of_an_epoch_is_not_kept(tmp_path, s3, uri):
+    """Weights of one model have one size: without the state that vouches for them they say nothing."""
+    checkpoint(tmp_path / "here", 1, weights=b"others!")
+    mirror.write(f"{uri}/attempt-0001/epoch-0001/model.safetensors", b"weights")
+    mirror.push(tmp_path / "here", uri, check=nothing)
+    assert mirror.read(f"{uri}/attempt-0001/epoch-0001/model.safetensors") == b"others!"
+    (tmp_path / "here" / "attempt-0001" / "epoch-0001" / "model.safetensors").write_bytes(b"changed")
+    mirror.push(tmp_path / "here", uri, check=nothing)
+    assert mirror.read(f"{uri}/attempt-0001/epoch-0001/model.safetensors") == b"others!", "it is vouched for"
+
+
+def test_a_worker_that_is_fenced_out_while_it_waits_for_the_store_writes_nothing(s3, uri):
+    """The store fails, another worker takes over meanwhile: the next try must not be made."""
+    tries = []
+
+    def check():
+        tries.append(1)
+        if len(tries) == 1:
+            raise OSError("503")
+        raise LeaseLostError("another driver has taken over")
+
+    with pytest.raises(LeaseLostError):
+        mirror.write(f"{uri}/state.json", b"late", check=check)
+    assert len(tries) == 2 and mirror.read(f"{uri}/state.json") is None
+
+
+def test_a_bucket_that_cannot_be_opened_at_first_is_waited_for(s3, uri, monkeypatch):
+    """Amazon's S3 is asked for the bucket's region when it is opened."""
+    real, tries = mirror._bucket.__wrapped__, []
+
+    def unreachable_at_first(base):
+        tries.append(base)
+        if len(tries) < 3:
+            raise OSError("When resolving region for bucket: no answer")
+        return real(base)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mirror, "_bucket", unreachable_at_first)
+        mirror.write(f"{uri}/late", b"whole", seconds=60)
+    assert tries == [f"s3://{services.BUCKET}"] * 3 and mirror.read(f"{uri}/late") == b"whole"
+
+
 def test_a_part_may_be_left_out(tmp_path, s3, uri):
     checkpoint(tmp_path / "here", 1)
     (tmp_path / "here" / "result.json").write_text("{}")
-    mirror.push(tmp_path / "here", uri, before_commit=nothing)
+    mirror.push(tmp_path / "here", uri, check=nothing)
     mirror.pull(tmp_path / "there", uri, without="attempt-")
     assert [path.name for path in (tmp_path / "there").iterdir()] == ["result.json"]
 

@@ -9,12 +9,14 @@ import pytest
 import torch
 from tune_tests.test_search import Driver
 
+from mmfa.config import profile
 from mmfa.errors import MmfaError
 from studies import library
 from studies.resolve import resolve
 from tune import job as job_module
 from tune import joining, sharing, trainable
 from tune.cluster import Cluster, room
+from tune.lease import Fence
 from tune.sharing import Sample, choose
 
 GIB = 2**30
@@ -65,9 +67,18 @@ def test_what_was_measured_is_told():
     assert json.loads(json.dumps(sharing.as_record(samples)))[1] == dataclasses.asdict(samples[1])
 
 
-def test_a_trial_out_of_memory_fails_with_a_mark_and_not_by_a_traceback(job, monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("CUDA error: out of memory"),
+    ],
+)
+def test_a_trial_out_of_memory_fails_with_a_mark_and_not_by_a_traceback(job, monkeypatch, error):
     def full(job, notes):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        raise error
 
     monkeypatch.setattr(trainable, "_open", full)
     (row,) = trainable.train(dataclasses.replace(job, trials_per_gpu=4))
@@ -85,8 +96,7 @@ def test_another_runtime_error_is_no_lack_of_memory(job, monkeypatch):
 
 @pytest.fixture
 def job(tmp_path):
-    from mmfa.config import profile
-
+    Fence(str(tmp_path / "fence"), 1).put_up()
     return job_module.Job(
         name="search/0000", config=profile("embedded").to_json(), source_store="", target_store="",
         folder=str(tmp_path), attempt=1, fence_folder=str(tmp_path / "fence"), fence_counter=1, threads=1,
@@ -132,3 +142,32 @@ def test_out_of_memory_alone_ends_the_study_with_a_way_out():
 )
 def test_trials_are_counted_node_by_node(node, trial, fit):
     assert room(node, trial) == fit
+
+
+@pytest.mark.parametrize(("cpus", "gpus", "most"), [(64, 8, 8), (16, 8, 2), (8, 8, 1), (4, 8, 1), (96, 1, 16)])
+def test_no_gpu_is_starved_by_trials_packed_on_another(monkeypatch, cpus, gpus, most):
+    """Ray fills one GPU after the other: 16 trials on each of 8 GPUs would need 128 CPUs."""
+    asked = []
+    monkeypatch.setattr(
+        joining, "_kinds_of_gpus", lambda: {"H200": (SimpleNamespace(name="n"), {"CPU": cpus, "GPU": gpus})}
+    )
+    monkeypatch.setattr(
+        sharing, "choose", lambda measure, *, most: (asked.append(most), (most, [Sample(most, 1.0, 1, 80)]))[1]
+    )
+    assert joining._measured(session(cpus=1), SimpleNamespace(say=lambda text: None)) == most == asked[0]
+
+
+def test_a_node_with_too_few_cpus_for_a_trial_is_named(monkeypatch):
+    monkeypatch.setattr(joining, "_kinds_of_gpus", lambda: {"H200": (SimpleNamespace(name="n"), {"CPU": 2, "GPU": 1})})
+    with pytest.raises(MmfaError, match="a trial takes 4 CPUs, but node n has 2; lower --cpus-per-trial"):
+        joining._measured(session(cpus=4), SimpleNamespace(say=lambda text: None))
+
+
+def session(*, cpus):
+    config = profile("embedded")
+    return SimpleNamespace(
+        plan=SimpleNamespace(baseline=config),
+        stores=SimpleNamespace(paths={config.data.source: "s", config.data.target: "t"}),
+        request=SimpleNamespace(cpus_per_trial=cpus),
+        remember=lambda key, value: None,
+    )

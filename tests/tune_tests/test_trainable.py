@@ -1,13 +1,16 @@
 """One lineage without Ray: resumed, fenced, never trained twice, damaged records set aside."""
 
+import dataclasses
+import errno
 import json
+from pathlib import Path
 
 import pytest
 
 from mmfa.config import profile
 from mmfa.data import catalog
 from mmfa.data.store import build
-from tune.job import EXPORT, JOURNAL, RESULT, Job, mark_pruned
+from tune.job import EXPORT, JOURNAL, OWNER, PRUNED, RESULT, Job, mark_pruned
 from tune.lease import Fence
 from tune.trainable import train
 
@@ -88,6 +91,43 @@ def test_a_worker_of_a_dead_driver_commits_nothing(job, tmp_path):
     (last,) = list(rows)
     assert "another driver has taken over" in last["failed"]
     assert sorted(path.name for path in (tmp_path / "lineage").rglob("*")) == before
+
+
+def test_a_worker_of_a_dead_driver_does_not_evict_the_present_one(job, tmp_path):
+    rows = train(job())
+    next(rows)
+    good = train(job(attempt=2, counter=2))
+    assert kinds([next(good), next(good)]) == ["epoch 1", "epoch 2"]
+    stale = dataclasses.replace(job(attempt=1, counter=2), fence_counter=1)
+    (last,) = list(train(stale))
+    assert "another driver has taken over" in last["failed"]
+    assert kinds(list(good)) == ["epoch 3", "result"]
+
+
+def test_what_a_killed_worker_left_beside_its_result_is_dropped(job, tmp_path):
+    folder = tmp_path / "lineage"
+    list(train(job()))
+    before = sorted(path.relative_to(folder) for path in folder.rglob("*"))
+    (folder / "attempt-0001" / "epoch-0003").mkdir(parents=True)
+    (folder / "attempt-0001" / "epoch-0003" / "model.safetensors").write_bytes(b"needless")
+    for name in (OWNER, PRUNED):
+        (folder / name).touch()
+    assert kinds(list(train(job(attempt=2, counter=2))))[-1] == "result"
+    assert sorted(path.relative_to(folder) for path in folder.rglob("*")) == before
+
+
+def test_a_disk_that_is_full_when_a_trial_starts_is_waited_for(job, monkeypatch):
+    tries, real = [], Path.write_text
+
+    def full_at_first(path, text, **more):
+        if path.name.startswith(OWNER):
+            tries.append(path)
+            if len(tries) < 2:
+                raise OSError(errno.ENOSPC, "No space left on device")
+        return real(path, text, **more)
+
+    monkeypatch.setattr(Path, "write_text", full_at_first)
+    assert kinds([next(train(job()))]) == ["epoch 1"] and len(tries) == 2
 
 
 def test_a_damaged_result_is_set_aside_and_told(job, tmp_path):
