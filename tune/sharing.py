@@ -125,8 +125,8 @@ def measure(config: TrialConfig, stores: Sequence[str], node: Node, trials: int,
             for ref in tasks:
                 ray.cancel(ref, force=True)
             raise MmfaError(
-                f"--trials-per-gpu auto: {trials} trainings found no room on node {node.name} in {START_SECONDS:.0f} s; "
-                "end what else runs there, or give the number."
+                f"--trials-per-gpu auto: {trials} trainings found no room on node {node.name} within "
+                f"{START_SECONDS:.0f} s; end what else runs there, or give the number."
             )
         seen = ray.get(tasks)
     except ray.exceptions.RayTaskError as error:
