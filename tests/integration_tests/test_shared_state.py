@@ -123,10 +123,11 @@ def rows(url):
     return "\n".join(map(str, found))
 
 
-def test_a_killed_study_on_shared_servers_is_taken_up_elsewhere(tmp_path, shared, embedded_cache):
+def test_a_killed_study_on_shared_servers_is_taken_up_elsewhere(tmp_path, shared, embedded_cache, request):
     options, databases, address, s3 = shared
     ledger = databases[0]
     first = Driver(tmp_path, cache=embedded_cache, study=SMALL)
+    request.addfinalizer(first.end)
     first.start(*options)
     random.seed(7)
     first.wait_for(
