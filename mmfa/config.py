@@ -23,6 +23,7 @@ Pooling = Literal["max", "average", "gem"]
 BatchNormMode = Literal["separate", "joint", "domain", "frozen"]
 Scale = Literal["dim", "absolute", "l2norm", "median"]
 Age = Literal["onehot", "binary", "drop"]
+Placement = Literal["auto", "host", "device"]
 
 GEM_P_MIN, GEM_P_MAX = 1.0, 64.0
 """Range of the exponent of the generalised mean, also while it is learnt."""
@@ -194,6 +195,12 @@ class DataConfig(_Section):
     """Probability of a horizontal flip (not in the paper)."""
     use_target: bool = True
     """Whether target images pass through the network in training; false only for the control ``source_only``."""
+    placement: Placement = "auto"
+    """Where decoded images wait.
+
+    ``device``: all on the GPU; ``host``: each batch is sent there; ``auto``: on the GPU if all take no more than a
+    quarter of the memory that is free there.
+    """
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -206,6 +213,8 @@ class RunConfig(_Section):
     """Autocast of the backbone; ``auto``: bf16 where the hardware has it."""
     channels_last: Literal["auto", "on", "off"] = "auto"
     """Memory format of images and weights; ``auto``: on wherever bf16 is."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compiled backbone, as long as its gradient is right; ``auto``: on GPUs; ``on`` is refused on a CPU: no faster."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -16,7 +16,7 @@ from mmfa.model import Features
 from mmfa.objective import LossTerms
 
 CHECK_EVERY = 50
-"""Steps between looks at the losses: each look waits for the device."""
+"""Steps between looks at the losses."""
 
 _TERMS_CHECKED = ("identity", "attribute", "aal", "mdal", "total")
 """The sum last: the term that broke it is the one to name."""
@@ -28,6 +28,8 @@ _SHARES = {"attr": "attribute", "aal": "aal", "mdal": "mdal"}
 class LossLog:
     """Losses of one epoch, kept on the device and looked at every :data:`CHECK_EVERY` steps.
 
+    A look waits for nothing: what it sends for from a GPU is read by the next one.
+
     Args:
         epoch: from 1, for the message.
     """
@@ -35,17 +37,19 @@ class LossLog:
     def __init__(self, epoch: int) -> None:
         self._epoch = epoch
         self._pending: list[Tensor] = []
+        self._sent: list[tuple[Tensor, torch.cuda.Event | None]] = []
         self._seen: list[list[float]] = []
 
     def add(self, terms: LossTerms) -> None:
         """Take the terms of the next step.
 
         Raises:
-            DivergedError: a term of this step or of one since the last look is not finite.
+            DivergedError: a term of this step or of an earlier one is not finite.
         """
         self._pending.append(torch.stack(terms).detach())
         if len(self._pending) == CHECK_EVERY:
-            self._look()
+            self._send()
+            self._read(but=1 if terms.total.device.type == "cuda" else 0)
 
     def means(self) -> dict[str, float]:
         """Return the mean of each term over the steps so far.
@@ -53,21 +57,33 @@ class LossLog:
         Raises:
             DivergedError: a term is not finite.
         """
-        self._look()
+        self._send()
+        self._read(but=0)
         return dict(zip(LossTerms._fields, np.mean(self._seen, axis=0).tolist(), strict=True))
 
-    def _look(self) -> None:
-        if not self._pending:
-            return
-        for values in torch.stack(self._pending).tolist():
-            self._seen.append(values)
-            by_name = dict(zip(LossTerms._fields, values, strict=True))
-            for name in _TERMS_CHECKED:
-                if not math.isfinite(by_name[name]):
-                    raise DivergedError(
-                        f"epoch {self._epoch}, step {len(self._seen)}: train/loss_{name} is {by_name[name]}."
-                    )
-        self._pending.clear()
+    def _send(self) -> None:
+        if self._pending:
+            values = torch.stack(self._pending).to("cpu", non_blocking=True)
+            on_gpu = self._pending[0].device.type == "cuda"
+            self._sent.append((values, torch.cuda.current_stream().record_event() if on_gpu else None))
+            self._pending.clear()
+
+    def _read(self, *, but: int) -> None:
+        """Look at all that was sent but the last so many times."""
+        while len(self._sent) > but:
+            rows, event = self._sent.pop(0)
+            if event is not None:
+                event.synchronize()
+            for values in rows.tolist():
+                self._seen.append(values)
+                self._check(dict(zip(LossTerms._fields, values, strict=True)))
+
+    def _check(self, values: Mapping[str, float]) -> None:
+        for name in _TERMS_CHECKED:
+            if not math.isfinite(values[name]):
+                raise DivergedError(
+                    f"epoch {self._epoch}, step {len(self._seen)}: train/loss_{name} is {values[name]}."
+                )
 
 
 def kernel_metrics(source: Features, target: Features, *, kernel: KernelConfig) -> dict[str, float]:

@@ -5,8 +5,9 @@ Shapes: N images, D pooled dimensions, M attributes.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -15,7 +16,9 @@ from torch.nn import functional
 
 from mmfa.config import Age, TrialConfig
 from mmfa.data.attributes import encode
-from mmfa.data.batches import prepare
+from mmfa.data.augment import prepare
+from mmfa.data.pixels import Pixels
+from mmfa.data.prefetch import prefetch_onto
 from mmfa.data.protocols import directions
 from mmfa.data.records import Bools, Bytes, Domain, Floats, Ints
 from mmfa.data.store import Store
@@ -26,19 +29,23 @@ from mmfa.ranking import RetrievalReport, distances, mean_report, rank
 from mmfa.reports import TestReport
 
 BATCH = 128
-"""Images embedded at once."""
+"""Images embedded at once on a CPU."""
+GPU_BATCH = 512
+"""The same on a GPU, which 128 do not fill."""
 
 
 @torch.no_grad()
 def embed(
-    model: MMFA, images: Bytes, rows: Ints, *, height: int, width: int, hardware: Hardware,
+    model: MMFA, images: Bytes | Pixels, rows: Ints, *, height: int, width: int, hardware: Hardware,
     domain: DomainRole = "target",
 ) -> Tensor:  # fmt: skip
     """Return the un-normalised pooled features of images; the model is left in the mode it came in.
 
+    A thread reads and normalises the next batches meanwhile.
+
     Args:
         model: on ``hardware.device``.
-        images: uint8 [N, H, W, 3], such as a store's, read batch by batch.
+        images: uint8 [N, H, W, 3], such as a store's, read batch by batch, or what :func:`place` made of them.
         rows: which of them, in the order of the result.
         height: of the network's input, pixels.
         width: of the network's input, pixels.
@@ -48,14 +55,23 @@ def embed(
     Returns:
         features_ND, float32, on the model's device.
     """
+    pixels = images if isinstance(images, Pixels) else Pixels(images, device=hardware.device)
+    size = GPU_BATCH if hardware.device.type == "cuda" else BATCH
+    chunks = [rows[begin : begin + size] for begin in range(0, len(rows), size)]
+
+    def prepared() -> Iterator[tuple[Tensor]]:
+        for chunk in chunks:
+            images_BHWC = pixels.rows(chunk)
+            yield (prepare(images_BHWC, height=height, width=width, channels_last=hardware.channels_last),)
+
     features_ND = torch.empty(len(rows), model.num_features, device=hardware.device)
     was_training = model.training
     model.eval()
     try:
-        for begin in range(0, len(rows), BATCH):
-            images_BCHW = prepare(images[rows[begin : begin + BATCH]], height=height, width=width)
-            with hardware.autocast():
-                features_ND[begin : begin + BATCH] = model.embed(hardware.place(images_BCHW), domain=domain)
+        with contextlib.closing(prefetch_onto(hardware.device, prepared())) as batches:
+            for number, (images_BCHW,) in enumerate(batches):
+                with hardware.autocast():
+                    features_ND[number * size : (number + 1) * size] = model.embed(images_BCHW, domain=domain)
     finally:
         model.train(was_training)
     return features_ND
@@ -63,7 +79,7 @@ def embed(
 
 def evaluate(
     model: MMFA, store: Store, *, query_rows: Ints, gallery_rows: Ints, height: int, width: int, hardware: Hardware,
-    domain: DomainRole = "target",
+    domain: DomainRole = "target", pixels: Pixels | None = None,
 ) -> RetrievalReport:  # fmt: skip
     """Return the retrieval of query images in gallery images, by L2 distance of un-normalised features (sec. 4.1).
 
@@ -76,21 +92,23 @@ def evaluate(
         width: of the network's input, pixels.
         hardware: device, autocast and memory format.
         domain: whose BatchNorm statistics are used, where each has its own.
+        pixels: the store's images where they are at hand already.
 
     Raises:
         DataError: an empty gallery, or no query with a positive.
         NotFiniteError: features that are not finite.
     """
     query_QD, gallery_GD = (
-        embed(model, store.images, rows, height=height, width=width, hardware=hardware, domain=domain)
+        embed(model, pixels or store.images, rows, height=height, width=width, hardware=hardware, domain=domain)
         for rows in (query_rows, gallery_rows)
     )
     return retrieve(query_QD, gallery_GD, store.domain, query_rows, gallery_rows)
 
 
 def evaluate_test(
-    model: MMFA, store: Store, *, config: TrialConfig, attribute_names: Sequence[str], hardware: Hardware
-) -> TestReport:
+    model: MMFA, store: Store, *, config: TrialConfig, attribute_names: Sequence[str], hardware: Hardware,
+    pixels: Pixels | None = None,
+) -> TestReport:  # fmt: skip
     """Judge a finished model by the official test split of a target: every direction, and its attributes.
 
     Each image is embedded once.
@@ -101,6 +119,7 @@ def evaluate_test(
         config: of the model's training.
         attribute_names: columns of the model's attribute heads.
         hardware: device, autocast and memory format.
+        pixels: the store's images where they are at hand already.
 
     Raises:
         DataError: a target without queries or gallery, or no query with a positive.
@@ -109,7 +128,8 @@ def evaluate_test(
     ways = directions(store.domain)
     rows = np.unique(np.concatenate([part for way in ways.values() for part in way]))
     data = config.data
-    features_ND = embed(model, store.images, rows, height=data.image_height, width=data.image_width, hardware=hardware)
+    images = pixels or store.images
+    features_ND = embed(model, images, rows, height=data.image_height, width=data.image_width, hardware=hardware)
     retrieval: dict[str, RetrievalReport] = {}
     for suffix, way in ways.items():
         query_QD, gallery_GD = (features_ND[np.searchsorted(rows, part)] for part in way)

@@ -16,6 +16,7 @@ from torch.nn import functional
 from mmfa.config import KernelConfig, LossConfig
 from mmfa.mmd import squared_mmd
 from mmfa.model import Features
+from mmfa.trace import part
 
 
 class LossTerms(NamedTuple):
@@ -73,11 +74,13 @@ class Objective:
             "mdal": lambda: self._mdal(source, target),
         }
         terms = {name: self._term(name, loss) for name, loss in losses.items()}
-        total = torch.stack([self.weights[name] * term for name, term in terms.items() if self.weights[name] > 0]).sum()
-        return LossTerms(total, **terms)
+        with part("losses"):
+            weighted = [self.weights[name] * term for name, term in terms.items() if self.weights[name] > 0]
+            return LossTerms(torch.stack(weighted).sum(), **terms)
 
     def _term(self, name: str, loss: Callable[[], Tensor]) -> Tensor:
-        with contextlib.nullcontext() if self.weights[name] > 0 else torch.no_grad():
+        watched = part("alignment" if name in ("aal", "mdal") else "losses")
+        with watched, contextlib.nullcontext() if self.weights[name] > 0 else torch.no_grad():
             return loss()
 
     def _aal(self, source: Features, target: Features | None) -> Tensor:

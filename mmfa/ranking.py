@@ -1,6 +1,7 @@
 """Distances, CMC and average precision: pure functions that know nothing of datasets.
 
-Shapes: Q queries, G gallery images, D dimensions; q a chunk of queries.
+Shapes: Q queries, G gallery images, D dimensions; q a chunk of queries, g a tile of the gallery; S gallery images of a
+query's pid, P positives among them.
 """
 
 from __future__ import annotations
@@ -19,11 +20,14 @@ from torch import Tensor
 
 from mmfa.errors import DataError
 
-CHUNK = 1024
-"""Queries whose distances are held at once."""
+CHUNK = 768
+"""Queries whose distances are held at once: in Market-1501's gallery they and a tile of it take 63 MB."""
+TILE = 1024
+"""Gallery images whose centred features are held at once: a copy of all would double what features take."""
 _EMPTY_GALLERY = (
     "queries are ranked in a gallery, but it holds no image; check the split that the gallery is taken from."
 )
+_NOT_FINITE = "distances must be finite to be ranked, but some are nan or infinite; check the features."
 
 
 class NotFiniteError(DataError):
@@ -86,20 +90,40 @@ def distances(query_QD: Tensor, gallery_GD: Tensor, *, chunk: int = CHUNK) -> It
         DataError: an empty gallery.
         NotFiniteError: features that are not finite.
     """
+    for rows_qG in _distances(query_QD, gallery_GD, chunk=chunk):
+        yield rows_qG.cpu().numpy()
+
+
+def _distances(query_QD: Tensor, gallery_GD: Tensor, *, chunk: int) -> Iterator[Tensor]:
+    """Yield what :func:`distances` does, on the features' device."""
     if not len(gallery_GD):
         raise DataError(_EMPTY_GALLERY)
-    centre_D = gallery_GD.float().mean(dim=0)
-    query_QD, gallery_GD = query_QD.float() - centre_D, gallery_GD.float() - centre_D
-    query_Q, gallery_G = (torch.linalg.vector_norm(given, dim=1).square_() for given in (query_QD, gallery_GD))
+    centre_D = gallery_GD.mean(dim=0, dtype=torch.float32)
+    tile_gD = centre_D.new_empty(min(TILE, len(gallery_GD)), len(centre_D))
+    query_Q, gallery_G = (_squared_lengths(given, centre_D, tile_gD) for given in (query_QD, gallery_GD))
     if not (torch.isfinite(query_Q).all() and torch.isfinite(gallery_G).all()):
         raise NotFiniteError(
             "features must be finite to be ranked, but some are nan or infinite; the model has diverged."
         )
-    buffer_qG = gallery_GD.new_empty(min(chunk, len(query_QD)), len(gallery_GD))
-    for query_qD, query_q in zip(torch.split(query_QD, chunk), torch.split(query_Q, chunk), strict=True):
-        distances_qG = torch.add(query_q[:, None], gallery_G, out=buffer_qG[: len(query_qD)])
-        distances_qG.addmm_(query_qD, gallery_GD.T, alpha=-2).clamp_(min=0)
-        yield distances_qG.cpu().numpy()
+    buffer_qG = centre_D.new_empty(min(chunk, len(query_QD)), len(gallery_GD))
+    buffer_qD = centre_D.new_empty(len(buffer_qG), len(centre_D))
+    for part_qD, query_q in zip(torch.split(query_QD, chunk), torch.split(query_Q, chunk), strict=True):
+        rows_qG = buffer_qG[: len(part_qD)]
+        query_qD = torch.sub(part_qD, centre_D, out=buffer_qD[: len(part_qD)])
+        for begin in range(0, len(gallery_GD), TILE):
+            tile = slice(begin, begin + TILE)
+            gallery_gD = torch.sub(gallery_GD[tile], centre_D, out=tile_gD[: len(gallery_GD[tile])])
+            distances_qg = torch.add(query_q[:, None], gallery_G[tile], out=rows_qG[:, tile])
+            distances_qg.addmm_(query_qD, gallery_gD.T, alpha=-2).clamp_(min=0)  # while it is in the cache
+        yield rows_qG
+
+
+def _squared_lengths(given_ND: Tensor, centre_D: Tensor, tile_gD: Tensor) -> Tensor:
+    """Return |x - centre|² of all features, by way of a buffer."""
+    lengths = given_ND.new_empty(len(given_ND), dtype=centre_D.dtype)
+    for part_gD, length_g in zip(*(torch.split(one, len(tile_gD)) for one in (given_ND, lengths)), strict=True):
+        torch.linalg.vector_norm(torch.sub(part_gD, centre_D, out=tile_gD[: len(part_gD)]), dim=1, out=length_g)
+    return lengths.square_()
 
 
 def rank(
@@ -133,28 +157,69 @@ def rank(
     >>> round(report.mAP, 4), round(report.mAP_trapezoid, 4)
     (0.8333, 0.7917)
     """
-    if not len(gallery_pids):
-        raise DataError(_EMPTY_GALLERY)
-    gallery = _Gallery(gallery_pids, gallery_camids)
+    own = _Own(query_pids, query_camids, gallery_pids, gallery_camids)
     found: list[NDArray[np.intp]] = []
     for rows_qG in [distances_QG] if isinstance(distances_QG, np.ndarray) else distances_QG:
         row_G = np.empty(rows_qG.shape[1], dtype=rows_qG.dtype)
         for given_G in rows_qG:
             np.copyto(row_G, given_G)
-            query = len(found)
-            found.append(gallery.negatives_before(row_G, pid=query_pids[query], camid=query_camids[query]))
-    assert len(found) == len(query_pids) == len(query_camids), "one row of distances for each query"
-    has_positive_Q = np.array([len(negatives_P) > 0 for negatives_P in found], dtype=bool)
-    if not has_positive_Q.any():
-        raise DataError(_no_positive(query_pids, gallery_pids))
-    return _report(found, query_pids[has_positive_Q], max_rank=max_rank)
+            found.append(own.negatives_before(row_G, query=len(found)))
+    return _report(found, query_pids, gallery_pids, max_rank=max_rank)
 
 
-def _report(every: list[NDArray[np.intp]], pids_Q: NDArray[np.int64], *, max_rank: int) -> RetrievalReport:
+def rank_features(
+    query_QD: Tensor,
+    gallery_GD: Tensor,
+    *,
+    query_pids: NDArray[np.int64],
+    query_camids: NDArray[np.int64],
+    gallery_pids: NDArray[np.int64],
+    gallery_camids: NDArray[np.int64],
+    max_rank: int = 50,
+) -> RetrievalReport:
+    """Return what :func:`rank` makes of :func:`distances`; features on a GPU are ranked there.
+
+    Arguments and errors are theirs.
+    """
+    labels = (query_pids, query_camids, gallery_pids, gallery_camids)
+    if query_QD.device.type == "cpu":
+        names = ("query_pids", "query_camids", "gallery_pids", "gallery_camids")
+        return rank(distances(query_QD, gallery_GD), **dict(zip(names, labels, strict=True)), max_rank=max_rank)
+    return _report(_ranked_on_device(query_QD, gallery_GD, _Own(*labels)), query_pids, gallery_pids, max_rank=max_rank)
+
+
+def _ranked_on_device(query_QD: Tensor, gallery_GD: Tensor, own: _Own) -> list[NDArray[np.intp]]:
+    """Return what :meth:`_Own.negatives_before` does, for all queries, from whole chunks on the features' device."""
+    found: list[NDArray[np.intp]] = []
+    for rows_qG in _distances(query_QD, gallery_GD, chunk=CHUNK):
+        is_finite = torch.isfinite(rows_qG).all()
+        same, removed, positive = (
+            torch.from_numpy(given).to(rows_qG.device) for given in own.padded(len(found), len(rows_qG))
+        )
+        own_qS = rows_qG.gather(1, same)
+        positives_qS = torch.where(positive, own_qS, torch.inf).sort(dim=1).values
+        rows_qG.scatter_(1, same, torch.where(removed, torch.inf, own_qS))
+        negatives_qS = torch.searchsorted(rows_qG.sort(dim=1).values, positives_qS, right=True)
+        if not is_finite:
+            raise NotFiniteError(_NOT_FINITE)
+        numbers_q = positive.sum(dim=1).tolist()
+        rows = zip(negatives_qS.cpu().numpy(), numbers_q, strict=True)
+        found += [negatives_S[:number] for negatives_S, number in rows]
+    return found
+
+
+def _report(
+    every: list[NDArray[np.intp]], query_pids: NDArray[np.int64], gallery_pids: NDArray[np.int64], *, max_rank: int
+) -> RetrievalReport:
     """Return all scores from the number of negatives as near as or nearer than each positive of each query.
 
     P runs over the positives of all queries, nearest first within each; Q over the queries that have one.
     """
+    assert len(every) == len(query_pids), "one row of distances for each query"
+    has_positive_Q = np.array([len(negatives_P) > 0 for negatives_P in every], dtype=bool)
+    if not has_positive_Q.any():
+        raise DataError(_no_positive(query_pids, gallery_pids))
+    pids_Q = query_pids[has_positive_Q]
     found = [negatives_P for negatives_P in every if len(negatives_P)]
     negatives_P = np.concatenate(found)
     num_positives = np.array([len(negatives) for negatives in found])
@@ -202,29 +267,49 @@ def mean_report(reports: Sequence[RetrievalReport]) -> RetrievalReport:
     )
 
 
-class _Gallery:
-    """Gallery images by pid, so that a query finds its own in O(log G)."""
+class _Own:
+    """Gallery images of each query's own pid: found once for all, a stretch of the gallery sorted by pid."""
 
-    def __init__(self, pids: NDArray[np.int64], camids: NDArray[np.int64]) -> None:
-        self._order = np.argsort(pids, kind="stable")
-        self._sorted = pids[self._order]
-        self._camids = camids
+    def __init__(
+        self,
+        query_pids: NDArray[np.int64],
+        query_camids: NDArray[np.int64],
+        gallery_pids: NDArray[np.int64],
+        gallery_camids: NDArray[np.int64],
+    ) -> None:
+        assert len(query_pids) == len(query_camids), "a camera for each query"
+        if not len(gallery_pids):
+            raise DataError(_EMPTY_GALLERY)
+        self._order = np.argsort(gallery_pids, kind="stable")
+        ascending = gallery_pids[self._order]
+        self._begins = np.searchsorted(ascending, query_pids)
+        self._ends = np.where(query_pids > 0, np.searchsorted(ascending, query_pids, side="right"), self._begins)
+        self._query_camids, self._gallery_camids = query_camids, gallery_camids
 
-    def negatives_before(self, row_G: NDArray[np.floating[Any]], *, pid: int, camid: int) -> NDArray[np.intp]:
+    def negatives_before(self, row_G: NDArray[np.floating[Any]], *, query: int) -> NDArray[np.intp]:
         """Return for each positive, nearest first, how many negatives are as near or nearer; overwrites ``row_G``."""
-        begin, end = np.searchsorted(self._sorted, [pid, pid + 1]) if pid > 0 else (0, 0)
-        same = self._order[begin:end]
-        own = row_G[same]
-        positives_P = np.sort(own[self._camids[same] != camid])
+        same = self._order[self._begins[query] : self._ends[query]]
+        own_S = row_G[same]
+        positives_P = np.sort(own_S[self._gallery_camids[same] != self._query_camids[query]])
         row_G[same] = np.inf
         row_G.sort()
         num_negatives = len(row_G) - len(same)
         ends = [row_G[0], row_G[num_negatives - 1]] if num_negatives else []
-        if not np.isfinite(own).all() or not all(map(math.isfinite, ends)) or math.isnan(row_G[-1]):  # nan sorts last
-            raise NotFiniteError(
-                "distances must be finite to be ranked, but some are nan or infinite; check the features."
-            )
+        if not np.isfinite(own_S).all() or not all(map(math.isfinite, ends)) or math.isnan(row_G[-1]):  # nan sorts last
+            raise NotFiniteError(_NOT_FINITE)
         return np.searchsorted(row_G[:num_negatives], positives_P, side="right")
+
+    def padded(self, first: int, number: int) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.bool_]]:
+        """Return for some queries, [q, S] each: columns of their pid, whether these leave the row, which are positives.
+
+        Where a query has fewer than S the first of them stands again, or any column where it has none.
+        """
+        begins, ends = self._begins[first : first + number, None], self._ends[first : first + number, None]
+        places = begins + np.arange(max(1, int((ends - begins).max())))
+        same = self._order[np.minimum(np.where(places < ends, places, begins), len(self._order) - 1)]
+        others = self._gallery_camids[same] != self._query_camids[first : first + number, None]
+        removed = np.broadcast_to(begins < ends, same.shape)
+        return same.astype(np.int64), removed.copy(), (places < ends) & others
 
 
 def _no_positive(query_pids: NDArray[np.int64], gallery_pids: NDArray[np.int64]) -> str:

@@ -40,6 +40,8 @@ class EpochReport:
     """Unix seconds."""
     gem_p: float | None = None
     """Exponent of the pooling as learnt so far; none but for GeM."""
+    backbone_runs: str = "eager"
+    """``eager`` or how it was compiled, and after a semicolon why not otherwise."""
 
     def metrics(self) -> dict[str, float]:
         """Return flat values by metric name: the one place where the names are defined."""

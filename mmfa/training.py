@@ -8,9 +8,9 @@ import json
 import logging
 import platform
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -19,18 +19,20 @@ import mmfa
 from mmfa import checkpoint
 from mmfa.checkpoint import Checkpoint
 from mmfa.config import TrialConfig
-from mmfa.data.batches import Batch, Batches
+from mmfa.data.batches import Batches
 from mmfa.data.records import Ints
 from mmfa.data.store import Store
 from mmfa.diagnostics import LossLog, grad_shares, kernel_metrics
 from mmfa.errors import CheckpointError, ConfigError, DivergedError
 from mmfa.evaluate import evaluate, evaluate_test
 from mmfa.hardware import Hardware, deterministic
-from mmfa.model import MMFA, Features, build, resolve_weights
-from mmfa.objective import LossTerms, Objective
-from mmfa.optim import Average, build_sgd, learning_rate, momenta, restore_momenta, set_rate
+from mmfa.model import MMFA, build, resolve_weights
+from mmfa.norm import DomainRole
+from mmfa.optim import learning_rate, momenta, restore_momenta
 from mmfa.ranking import NotFiniteError, RetrievalReport
 from mmfa.reports import EpochReport, TestReport
+from mmfa.step import Step
+from mmfa.trace import Trace, part
 
 __all__ = ["EpochReport", "Training"]
 
@@ -50,19 +52,28 @@ class Training:
         source: labelled images, with their official splits.
         target: images whose labels only evaluation reads.
         device: ``auto`` (a GPU where there is one), or a torch device such as ``cpu`` or ``cuda:1``.
+        trace: what profiles the first epoch that is trained.
 
     Raises:
-        ConfigError: weights that cannot be had, a device that is not there.
+        ConfigError: weights that cannot be had, a device that is not there or cannot do what the config insists on.
         DataError: datasets too small for the batches or for the held-out identities, or held-out queries of which
             none has a match.
     """
 
-    def __init__(self, config: TrialConfig, *, source: Store, target: Store, device: str = "auto") -> None:
+    def __init__(
+        self, config: TrialConfig, *, source: Store, target: Store, device: str = "auto", trace: Trace | None = None
+    ) -> None:
         self.config = config
         self.source, self.target = source, target = [
             dataclasses.replace(store, domain=store.domain.with_split(config.data.split)) for store in (source, target)
         ]
         self.hardware = Hardware.choose(device, config.run)
+        if config.run.compile == "on" and not self.hardware.compiled:
+            raise ConfigError(
+                "run.compile='on' needs a GPU: on a CPU compiling takes most of a minute and gains nothing, but this "
+                f"training runs on {self.hardware.device}; set it to 'auto' or 'off'."
+            )
+        self.trace = trace
         self.history: list[EpochReport] = []
         self._batches = Batches(
             config.data,
@@ -85,10 +96,8 @@ class Training:
                 "set loss.lambda_id above 0, or use a source with attributes."
             )
         self.model = self._new_model()
-        self._optimiser = build_sgd(self.model, config.optim)
-        self._objective = Objective(config.loss, config.kernel)
-        decay = config.optim.average_decay
-        self._average = None if decay is None else Average(self.model, decay=decay)
+        self._step = Step(self.model, config, self.hardware)
+        self._average = self._step.average
 
     @property
     def pids(self) -> Ints:
@@ -99,6 +108,11 @@ class Training:
     def attribute_names(self) -> tuple[str, ...]:
         """Columns of the attribute heads."""
         return self._batches.attribute_names
+
+    @property
+    def backbone_runs(self) -> str:
+        """How the backbone runs, in words: eager or compiled, and why not faster; known once a step has been taken."""
+        return self._step.backbone_runs
 
     @property
     def target_rows(self) -> Ints:
@@ -145,6 +159,7 @@ class Training:
                 config=self.config,
                 attribute_names=self.attribute_names,
                 hardware=self.hardware,
+                pixels=self._batches.pixels["target"],
             )
 
     def save(self, folder: Path, *, before_commit: Callable[[], None] = checkpoint.nothing) -> Path:
@@ -156,7 +171,7 @@ class Training:
         """
         assert self.history, "nothing is trained yet"
         tensors = {f"model/{name}": value for name, value in self.model.state_dict().items()}
-        tensors |= {f"momentum/{name}": value for name, value in momenta(self._optimiser, self.model).items()}
+        tensors |= {f"momentum/{name}": value for name, value in momenta(self._step.optimiser, self.model).items()}
         if self._average is not None:
             tensors |= {f"average/{name}": value for name, value in self._average.model.state_dict().items()}
         state = {
@@ -198,7 +213,7 @@ class Training:
             raise checkpoint.other_version(saved, f"history: {error}") from error
         self._warn_of_other_numerics(saved)
         self.model.load_state_dict(weights)
-        restore_momenta(self._optimiser, self.model, momentum)
+        restore_momenta(self._step.optimiser, self.model, momentum)
         if self._average is not None:
             self._average.model.load_state_dict(average)
         self.history = history
@@ -229,10 +244,13 @@ class Training:
         return model.to(self.hardware.device)
 
     def _epoch(self, epoch: int) -> EpochReport:
-        started = time.perf_counter()
-        losses, mmd, shares = self._train(epoch)
-        trained = time.perf_counter()
-        retrieval = self._validate(epoch + 1)
+        trace = None if self.trace is None or self.trace.done else self.trace
+        with contextlib.nullcontext() if trace is None else trace.epoch(self.hardware.device):
+            started = time.perf_counter()
+            losses, mmd, shares = self._train(epoch, trace)
+            trained = time.perf_counter()
+            with contextlib.nullcontext() if trace is None else trace.evaluation():
+                retrieval = self._validate(epoch + 1)
         data = self.config.data
         images = self._batches.num_steps * (data.source_batch + (data.target_batch if data.use_target else 0))
         return EpochReport(
@@ -247,23 +265,31 @@ class Training:
             images_per_second=images / (trained - started),
             ended_at=time.time(),
             gem_p=None if self.evaluated_model.gem_p is None else self.evaluated_model.gem_p.item(),
+            backbone_runs=self.backbone_runs,
         )
 
-    def _train(self, epoch: int) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
+    def _train(self, epoch: int, trace: Trace | None) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
         """Take the steps of one epoch; return mean losses and, of the last step, kernel metrics and gradient shares."""
         self.model.train()
         log = LossLog(epoch + 1)
+        num_steps = self._batches.num_steps
         mmd: dict[str, float] = {}
         shares: dict[str, float] = {}
         # Closed by us and not by the garbage collector: a prefetch thread stands behind it.
-        with contextlib.closing(cast("Generator[Batch]", self._batches.epoch(epoch))) as batches:
-            for step, batch in enumerate(batches):
-                source, target, terms = self._forward(batch)
-                if step == self._batches.num_steps - 1:
-                    pooled = [features.pooled_BD for features in (source, target) if features is not None]
-                    shares = grad_shares(terms, pooled, weights=self._objective.weights)
-                    mmd = {} if target is None else kernel_metrics(source, target, kernel=self.config.kernel)
-                self._update(terms, rate=self._rate(epoch, step))
+        with contextlib.closing(self._batches.epoch(epoch)) as batches:
+            for step in range(num_steps):
+                if trace is not None:
+                    trace.before_step(step, num_steps)
+                with part("data"):
+                    batch = next(batches)
+                self._step.prepare(batch)
+                source, target, terms = self._step.forward(batch)
+                if step == num_steps - 1:
+                    with part("diagnostics"):
+                        pooled = [features.pooled_BD for features in (source, target) if features is not None]
+                        shares = grad_shares(terms, pooled, weights=self._step.objective.weights)
+                        mmd = {} if target is None else kernel_metrics(source, target, kernel=self.config.kernel)
+                self._step.update(terms, rate=self._rate(epoch, step))
                 log.add(terms)
         losses = log.means()
         self._check_weights(epoch + 1)
@@ -283,34 +309,6 @@ class Training:
         num_steps = self._batches.num_steps
         return learning_rate(self.config.optim, step=epoch * num_steps + step, steps_per_epoch=num_steps)
 
-    def _forward(self, batch: Batch) -> tuple[Features, Features | None, LossTerms]:
-        """Forward the source, then the target, or both as one batch, through the same weights."""
-        aligns = self.config.loss.lambda_aal > 0 or self.config.loss.lambda_mdal > 0
-        target: Features | None = None
-        with self.hardware.autocast():
-            if batch.target_BCHW is not None and self.config.model.bn_mode == "joint":
-                source, target = self.model.forward_joint(batch.source_BCHW, batch.target_BCHW)
-            else:
-                source = self.model(batch.source_BCHW)
-                if batch.target_BCHW is not None:
-                    with contextlib.nullcontext() if aligns else torch.no_grad():
-                        target = self.model(batch.target_BCHW, domain="target")
-        terms = self._objective(
-            source, target, labels_B=batch.labels_B, attributes_BM=batch.attributes_BM, mask_BM=batch.mask_BM
-        )
-        return source, target, terms
-
-    def _update(self, terms: LossTerms, *, rate: float) -> None:
-        self._optimiser.zero_grad(set_to_none=True)
-        terms.total.backward()  # type: ignore[no-untyped-call]
-        if self.config.optim.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.clip_norm, foreach=True)
-        set_rate(self._optimiser, rate)
-        self._optimiser.step()
-        self.model.keep_in_range()
-        if self._average is not None:
-            self._average.update()
-
     def _validate(self, epoch: int) -> dict[str, RetrievalReport]:
         last = epoch == self.config.optim.num_epochs
         splits: tuple[HeldOut, ...] = ("target_val", "source_val") if last else ("target_val",)
@@ -318,6 +316,7 @@ class Training:
 
     def _evaluate(self, split: HeldOut, *, epoch: int) -> RetrievalReport:
         store, query_rows, gallery_rows = self._held_out[split]
+        domain: DomainRole = "source" if split == "source_val" else "target"
         with _diverged(f"epoch {epoch}, evaluation of {split}"):
             return evaluate(
                 self.evaluated_model,
@@ -327,7 +326,8 @@ class Training:
                 height=self.config.data.image_height,
                 width=self.config.data.image_width,
                 hardware=self.hardware,
-                domain="source" if split == "source_val" else "target",
+                domain=domain,
+                pixels=self._batches.pixels[domain],
             )
 
     def _identity(self) -> dict[str, Any]:
@@ -346,6 +346,7 @@ class Training:
             "device": self.hardware.device.type,
             "bf16": self.hardware.bf16,
             "channels_last": self.hardware.channels_last,
+            "compiled": self.hardware.compiled,
             "torch": torch.__version__,
         }
 

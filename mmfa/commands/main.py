@@ -11,7 +11,7 @@ import threading
 from collections.abc import Sequence
 from typing import NoReturn
 
-from mmfa.commands import check, evaluate, prepare, replica, train
+from mmfa.commands import check, evaluate, prepare, rank, replica, train
 from mmfa.commands.shared import Parser
 from mmfa.errors import ConfigError, MmfaError, did_you_mean
 
@@ -22,6 +22,7 @@ Datasets, one training and its evaluation, without Ray. Studies of many training
   prepare   decode datasets into image stores, once for all trainings
   train     one training from a config: for a notebook, a debugger or a first look
   evaluate  an exported model on any dataset, by that dataset's protocol
+  rank      a folder of images for a query, with an exported model
   replica   write a synthetic dataset in a benchmark's layout, to try all this without its images
 """
 EPILOG = """\
@@ -41,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m mmfa", description=DESCRIPTION, epilog=EPILOG, formatter_class=raw, allow_abbrev=False
     )
     commands = result.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
-    for command in (check, prepare, train, evaluate, replica):
+    for command in (check, prepare, train, evaluate, rank, replica):
         name = command.__name__.rpartition(".")[2]
         summary = command.DESCRIPTION.split("\n", 1)[0]
         sub = commands.add_parser(

@@ -15,6 +15,7 @@ from mmfa.errors import ConfigError, MmfaError
 if TYPE_CHECKING:
     from mmfa.data.store import Store
     from mmfa.reports import EpochReport
+    from mmfa.trace import Trace
     from mmfa.training import Training
 
 DESCRIPTION = """\
@@ -48,6 +49,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--set", action="append", default=[], metavar="KEY=VALUE", help="any config field, e.g. optim.num_epochs=6"
     )
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto (default), cpu, cuda or cuda:N")
+    parser.add_argument(
+        "--torch-trace",
+        type=Path,
+        metavar="DIR",
+        help="profile the first epoch: DIR gets torch's trace, its operations, and the seconds of each part of a step",
+    )
     add_places(parser)
 
 
@@ -62,12 +69,14 @@ def run(options: argparse.Namespace) -> int:
     config = _config(options)
     _check_names(config)
     source, target = _stores(config, options)
-    training = Training(config, source=source, target=target, device=options.device)
+    training = Training(config, source=source, target=target, device=options.device, trace=_trace(options))
     _say_what_is_off(training, target)
     try:
         _resume(training, options.out / "checkpoints")
         for report in training.epochs():
             sys.stdout.write(_line(report) + "\n")
+            if training.trace is not None:
+                sys.stdout.write(training.trace.told())
             sys.stdout.flush()
             training.save(options.out / "checkpoints")
         metrics = _test_metrics(training) if target.domain.labelled else {}
@@ -79,6 +88,21 @@ def run(options: argparse.Namespace) -> int:
         ) from error
     _say_result(options.out, metrics)
     return 0
+
+
+def _trace(options: argparse.Namespace) -> Trace | None:
+    from mmfa.trace import Trace
+
+    if options.torch_trace is None:
+        return None
+    try:
+        options.torch_trace.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"--torch-trace must name a folder that can be written, but {options.torch_trace} is none ({error}); "
+            "choose another one."
+        ) from error
+    return Trace(options.torch_trace)
 
 
 def _config(options: argparse.Namespace) -> TrialConfig:
@@ -160,6 +184,7 @@ def _result(training: Training, metrics: dict[str, float]) -> dict[str, Any]:
             "device": str(training.hardware.device),
             "bf16": training.hardware.bf16,
             "channels_last": training.hardware.channels_last,
+            "backbone": training.backbone_runs,
         },
         "versions": {"mmfa": mmfa.__version__, "torch": torch.__version__},
         "epochs": [report.metrics() for report in training.history],

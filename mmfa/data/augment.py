@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mmfa.config import DataConfig
+from mmfa.data.pixels import move
 from mmfa.data.records import Bools, Bytes, Ints
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -75,9 +76,11 @@ def augment(images_BhwC: Tensor, draws: Draws, config: DataConfig) -> Tensor:
 
 
 def flip(images_BHWC: Tensor, flips_B: Bools) -> Tensor:
-    """Mirror some of the images, in place: ``torch.where`` over all of them takes four times as long."""
-    chosen = torch.from_numpy(np.flatnonzero(flips_B)).to(images_BHWC.device)
-    return images_BHWC.index_copy_(0, chosen, images_BHWC.index_select(0, chosen).flip(2))
+    """Mirror some of the images: on a CPU, copying all takes a ninth of the time of writing those back in place."""
+    chosen, order = np.flatnonzero(flips_B), np.arange(len(flips_B))
+    order[chosen] = len(flips_B) + np.arange(len(chosen))
+    mirrored_BHWC = images_BHWC.index_select(0, move(chosen, images_BHWC.device)).flip(2)
+    return torch.cat([images_BHWC, mirrored_BHWC]).index_select(0, move(order, images_BHWC.device))
 
 
 def pad_crop(images_BHWC: Tensor, boxes_B4: Ints) -> Tensor:
@@ -89,7 +92,7 @@ def pad_crop(images_BHWC: Tensor, boxes_B4: Ints) -> Tensor:
     # Every run of `width` neighbouring pixels as one row of a view: copying rows is ten times as fast as pixels.
     runs = padded.as_strided((num * padded_height * padded_width - width + 1, width * channels), (channels, 1))
     rows = np.arange(num)[:, None] * padded_height + boxes_B4[:, :1] + np.arange(height)
-    starts = torch.from_numpy((rows * padded_width + boxes_B4[:, 1:2]).ravel()).to(images_BHWC.device)
+    starts = move((rows * padded_width + boxes_B4[:, 1:2]).ravel(), images_BHWC.device)
     return runs.index_select(0, starts).view(images_BHWC.shape)
 
 
@@ -122,7 +125,7 @@ def crop_resize(images_BhwC: Tensor, boxes_B4: Ints, *, height: int, width: int)
 def resample(images_BhwC: Tensor, boxes_B4: Ints, *, height: int, width: int) -> Tensor:
     """The batched form of :func:`crop_resize`, on any device."""
     num, from_height, from_width, channels = images_BhwC.shape
-    boxes = torch.from_numpy(boxes_B4.astype(np.float32)).to(images_BhwC.device)
+    boxes = move(boxes_B4.astype(np.float32), images_BhwC.device)
     vertical_BHh = _weights(boxes[:, 0], boxes[:, 2], from_size=from_height, to_size=height)
     horizontal_BWw = _weights(boxes[:, 1], boxes[:, 3], from_size=from_width, to_size=width)
     rows_BHwC = (vertical_BHh @ images_BhwC.float().flatten(2)).view(num, height, from_width, channels)
@@ -150,7 +153,7 @@ def _interpolate(images_BhwC: Tensor, height: int, width: int) -> Tensor:
 def normalise(images_BHWC: Tensor, *, channels_last: bool) -> Tensor:
     """Turn uint8 [B, H, W, 3] into float32 [B, 3, H, W] of ImageNet's mean and deviation, in either memory format."""
     mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
-    scale_C, shift_C = (1 / (255 * std)).to(images_BHWC.device), (-mean / std).to(images_BHWC.device)
+    scale_C, shift_C = (move(values.numpy(), images_BHWC.device) for values in (1 / (255 * std), -mean / std))
     if not channels_last:
         images_BCHW = images_BHWC.permute(0, 3, 1, 2).contiguous().float()
         return images_BCHW.mul_(scale_C[:, None, None]).add_(shift_C[:, None, None])

@@ -6,7 +6,7 @@ Shapes: B images, C = 3 channels, H x W pixels, M attribute columns, K training 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +17,8 @@ from mmfa.config import DataConfig
 from mmfa.data.attributes import encode
 from mmfa.data.augment import Draws, augment, draw, normalise
 from mmfa.data.augment import prepare as prepare
-from mmfa.data.prefetch import prefetch
+from mmfa.data.pixels import Pixels, move, place
+from mmfa.data.prefetch import prefetch_onto
 from mmfa.data.records import Bools, Domain, Floats, Ints
 from mmfa.data.store import Store
 from mmfa.errors import DataError
@@ -56,6 +57,7 @@ class Batches:
     Raises:
         DataError: an unlabelled source, fewer training images than one batch takes, too few identities to hold out,
             held-out queries that have no match, or a source identity that its attributes leave out.
+        ConfigError: images that are to wait on a GPU where there is none.
     """
 
     source_domain: Domain
@@ -68,12 +70,13 @@ class Batches:
     """The M columns; empty where the source has no annotations."""
     num_steps: int
     """Batches in an epoch."""
+    pixels: dict[str, Pixels]
+    """All images of ``source`` and ``target``, by row of their stores."""
 
     def __init__(
         self, config: DataConfig, *, source: Store, target: Store, seed: int, device: torch.device, channels_last: bool
     ) -> None:
         self._config, self._seed, self._device, self._channels_last = config, seed, device, channels_last
-        self._source, self._target = source, target
         if not source.domain.labelled:
             raise DataError(f"A source needs identities, but {source.domain.name} is unlabelled; name another source.")
         self.source_domain = domain = _split(source.domain, config)
@@ -87,10 +90,12 @@ class Batches:
         pids = domain.pids[self._source_rows]
         self._labels = np.searchsorted(self.train_pids, pids)
         self.attribute_names, self._attributes, self._mask = _attributes(domain, pids, config)
+        images = {"source": source.images, "target": target.images}
+        self.pixels = place(images, placement=config.placement, device=device)
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
+    def epoch(self, epoch: int) -> Generator[Batch]:
         """Yield the :attr:`num_steps` batches of one epoch, counted from 0; a thread prepares two in advance."""
-        return prefetch(self._make(epoch))
+        return prefetch_onto(self._device, self._make(epoch))
 
     def _make(self, epoch: int) -> Iterator[Batch]:
         config = self._config
@@ -99,10 +104,10 @@ class Batches:
         for step in range(self.num_steps):
             generator = _generator(self._seed, "augment", epoch * self.num_steps + step)
             at = order[step * config.source_batch : (step + 1) * config.source_batch]
-            source_BCHW = self._images(self._source, self._source_rows[at], generator)
+            source_BCHW = self._images("source", self._source_rows[at], generator)
             target_BCHW = None
             if config.use_target:
-                target_BCHW = self._images(self._target, self._target_rows[target_order[step]], generator)
+                target_BCHW = self._images("target", self._target_rows[target_order[step]], generator)
             yield Batch(
                 source_BCHW=source_BCHW,
                 labels_B=self._move(self._labels[at]),
@@ -122,17 +127,14 @@ class Batches:
         start = first - passes[0] * num
         return stream[start : start + last - first].reshape(self.num_steps, batch)
 
-    def _images(self, store: Store, rows: Ints, generator: np.random.Generator) -> Tensor:
-        height, width = store.images.shape[1:3]
+    def _images(self, role: str, rows: Ints, generator: np.random.Generator) -> Tensor:
+        pixels = self.pixels[role]
+        height, width = pixels.shape[1:3]
         draws: Draws = draw(self._config, generator, num=len(rows), stored=(height, width))
-        images_BHWC = augment(self._move(store.images[rows]), draws, self._config)
-        return normalise(images_BHWC, channels_last=self._channels_last)
+        return normalise(augment(pixels.rows(rows), draws, self._config), channels_last=self._channels_last)
 
     def _move(self, array: np.ndarray) -> Tensor:
-        tensor = torch.from_numpy(array)
-        if self._device.type == "cuda":
-            return tensor.pin_memory().to(self._device, non_blocking=True)
-        return tensor.to(self._device)
+        return move(array, self._device)
 
 
 def _split(domain: Domain, config: DataConfig) -> Domain:

@@ -138,6 +138,21 @@ def test_a_killed_training_goes_on_to_the_same_result(world):
     assert losses[0] == losses[1]
 
 
+def test_a_profile_is_written_and_told_once(world, capsys):
+    folder = world / "deep" / "trace"
+    arguments = train_args(world, "traced", target=f"folder:{world / 'others'}")
+    assert main([*arguments, "--torch-trace", str(folder)]) == 0
+    out = capsys.readouterr().out
+    assert out.count("where the time of a step went:") == 1 and out.count(f"trace: {folder / 'trace.json.gz'}") == 1
+    assert out.index("epoch  1/2") < out.index("where the time") < out.index("epoch  2/2")
+    assert sorted(path.name for path in folder.iterdir()) == ["operations.txt", "parts.csv", "trace.json.gz"]
+    plain, traced = (json.loads((world / name / "result.json").read_text()) for name in ("out", "traced"))
+    assert traced["metrics"] == plain["metrics"] and traced["hardware"]["backbone"] == "eager"
+    (world / "file").touch()
+    words = refused(capsys, [*arguments, "--torch-trace", world / "file" / "below"])
+    assert "--torch-trace must name a folder that can be written" in words
+
+
 @pytest.mark.parametrize("name", ["viper", "prid2011"])
 def test_adaptation_to_a_split_is_tested_on_that_split_alone(world, capsys, name):
     out = f"to-{name}"

@@ -7,8 +7,9 @@ import pytest
 import torch
 from references import ranking as reference
 
+from mmfa import ranking
 from mmfa.errors import DataError
-from mmfa.ranking import RetrievalReport, distances, mean_report, rank
+from mmfa.ranking import RetrievalReport, distances, mean_report, rank, rank_features
 
 
 def labels(rng, num_queries, num_gallery, *, pids=8, cameras=3):
@@ -194,6 +195,50 @@ def test_short_galleries_with_ties_junk_and_missing_positives_equal_the_plain_lo
         assert getattr(report, name) == pytest.approx(value, rel=1e-12), name
     assert rank(matrix[:, order], **shuffled, max_rank=5) == report
     assert list(report.cmc) == sorted(report.cmc)
+
+
+def on_device(query, gallery, **given):
+    """Rank as features on a GPU are ranked, wherever they are."""
+    labels = [given[name] for name in ("query_pids", "query_camids", "gallery_pids", "gallery_camids")]
+    found = ranking._ranked_on_device(query, gallery, ranking._Own(*labels))
+    return ranking._report(found, given["query_pids"], given["gallery_pids"], max_rank=50)
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("levels", [2, 1000])  # of two values only: many ties, which small integers keep exact
+def test_whole_chunks_on_a_device_rank_as_row_by_row(seed, levels, monkeypatch):
+    monkeypatch.setattr(ranking, "CHUNK", 5)
+    monkeypatch.setattr(ranking, "TILE", 7)
+    rng = np.random.default_rng(seed)
+    num_queries, num_half = int(rng.integers(1, 20)), int(rng.integers(1, 30))
+    given = labels(rng, num_queries, 2 * num_half)
+    given["gallery_pids"][0], given["gallery_camids"][0] = given["query_pids"][0], 9  # one query has a positive
+    query, half = (
+        torch.from_numpy(rng.integers(0, levels, (n, 4)).astype(np.float32)) for n in (num_queries, num_half)
+    )
+    features = query, torch.cat([half, -half])  # centred at 0, so that all distances are whole numbers
+    expected = rank(distances(*features), **given)
+    assert on_device(*features, **given) == expected
+    assert rank_features(*features, **given) == expected
+
+
+def test_a_device_refuses_what_the_rows_refuse():
+    given = {name: np.array([1]) for name in ("query_pids", "gallery_pids")}
+    given |= {"query_camids": np.array([0]), "gallery_camids": np.array([1])}
+    with pytest.raises(DataError, match="features must be finite"):
+        on_device(torch.tensor([[torch.nan]]), torch.zeros(1, 1), **given)
+    with pytest.raises(DataError, match="distances must be finite"):
+        far = {name: np.array([1, 1]) for name in ("gallery_pids", "gallery_camids")}
+        on_device(torch.tensor([[1.8e19]]), torch.tensor([[1.8e19], [-1.8e19]]), **given | far)
+    with pytest.raises(DataError, match="own camera"):
+        on_device(torch.ones(1, 1), torch.ones(1, 1), **given | {"gallery_camids": np.array([0])})
+
+
+def test_features_of_half_precision_are_ranked_as_those_of_single(monkeypatch):
+    monkeypatch.setattr(ranking, "TILE", 7)
+    half = torch.randn(20, 16, generator=torch.Generator().manual_seed(2)).half()
+    (one,), (other,) = (list(distances(given[:5], given)) for given in (half, half.float()))
+    assert np.array_equal(one, other) and one.dtype == np.float32
 
 
 def test_the_mean_of_reports_adds_their_queries_up():

@@ -12,6 +12,7 @@ from mmfa.config import DataConfig
 from mmfa.data.attributes import MARKET_FIELDS, encode
 from mmfa.data.augment import Draws, augment, crop_resize, draw, normalise, pad_crop, padding, prepare, resample, resize
 from mmfa.data.batches import Batches
+from mmfa.data.pixels import Pixels
 from mmfa.data.prefetch import prefetch
 from mmfa.data.records import AttributeCodes, Domain
 from mmfa.data.splits import held_out_pids
@@ -173,6 +174,29 @@ def test_too_small_a_dataset_is_an_error():
         batches_of(config_of(target_batch=64))
     with pytest.raises(DataError, match="num_val_ids=3 of 5"):
         batches_of(config_of(num_val_ids=3))
+
+
+def test_a_batch_is_the_same_wherever_the_pixels_wait():
+    waiting, resident = batches_of(), batches_of()
+    stores = {"source": memory_store(), "target": memory_store(num_ids=5, first_pid=100)}
+    resident.pixels = {
+        name: Pixels(store.images, device=torch.device("cpu"), resident=True) for name, store in stores.items()
+    }
+    for _ in range(2):  # a second pass over the same pixels: no batch has written to them
+        for one, other in zip(waiting.epoch(1), resident.epoch(1), strict=True):
+            assert all(map(torch.equal, one, other))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("placement", ["host", "device"])
+def test_batches_made_on_a_gpus_own_stream_are_those_of_a_cpu(placement):
+    config = config_of(crop="pad", placement=placement)
+    given = {"source": memory_store(), "target": memory_store(num_ids=5, first_pid=100), "seed": 0}
+    found = Batches(config, **given, device=torch.device("cuda"), channels_last=True)
+    plain = batches_of(config_of(crop="pad"), channels_last=True)
+    for one, other in zip(found.epoch(0), plain.epoch(0), strict=True):
+        assert all(part.is_cuda for part in one)
+        assert all(torch.allclose(part.cpu(), same) for part, same in zip(one, other, strict=True))
 
 
 @pytest.mark.parametrize("channels_last", [False, True])

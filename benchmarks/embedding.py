@@ -1,0 +1,93 @@
+"""What evaluation costs beyond the network's own arithmetic: extraction and ranking against bare forwards.
+
+    python benchmarks/embedding.py
+    python benchmarks/embedding.py --device cuda
+
+A test set of Market-1501's size (3,368 queries, 15,913 gallery images of 128 x 64 pixels) is made on the spot,
+embedded and ranked by the product: pixels read in a thread, batches, features, distances, ranks. The bare forward takes
+one batch that lies on the device already as often as it takes for as many images, in the same precision and memory
+format. The ratio is of throughputs. On a CPU the embedded pair's network sees the whole set, at 128 x 64; ResNet-50, at
+256 x 128, a part of it, whose ranking weighs less than the whole set's would. One core does all of it there.
+"""
+
+import argparse
+
+import lines
+import numpy as np
+import synthetic
+import torch
+
+from mmfa import evaluate
+from mmfa.config import profile
+from mmfa.data.pixels import place
+from mmfa.hardware import Hardware
+from mmfa.model import build
+
+BAR = 0.9
+NETWORKS = {"small": ("embedded", 128, 64), "resnet50": ("paper", 256, 128)}
+"""Profile, and the height and width of the input."""
+PARTS = {("small", "cpu"): 1.0, ("resnet50", "cpu"): 0.02, ("small", "cuda"): 1.0, ("resnet50", "cuda"): 1.0}
+"""Share of the test set."""
+
+
+def measure(network, device, *, rounds, share):
+    """Return the line of one network."""
+    name, height, width = NETWORKS[network]
+    config = profile(name).with_overrides({"model.weights": "none"})
+    hardware = Hardware.choose(device, config.run)
+    kind = hardware.device.type
+    share = share or PARTS[network, kind]
+    counts = {"query": round(share * synthetic.QUERY), "gallery": round(share * synthetic.GALLERY)}
+    store = synthetic.store("target", seed=0, train=0, test_ids=max(2, round(share * synthetic.TEST_IDS)), **counts)
+    torch.manual_seed(0)
+    model = build(config, num_ids=synthetic.TRAIN_IDS, num_attributes=27)
+    model = model.to(memory_format=hardware.memory_format).to(hardware.device).eval()
+    pixels = place({"target": store.images}, placement="auto", device=hardware.device)["target"]
+    query, gallery = store.domain.rows("query"), store.domain.rows("gallery")
+    num = len(query) + len(gallery)
+    batch = evaluate.GPU_BATCH if kind == "cuda" else evaluate.BATCH
+    images_BCHW = hardware.place(torch.randn(min(batch, num), 3, height, width))
+
+    def whole():
+        evaluate.evaluate(
+            model, store, query_rows=query, gallery_rows=gallery, height=height, width=width, hardware=hardware,
+            pixels=pixels,
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def bare():
+        for size in np.diff([*range(0, num, len(images_BCHW)), num]):
+            with hardware.autocast():
+                model.embed(images_BCHW[:size])
+
+    return lines.line(
+        f"extraction and ranking with {network} on the {kind}, against bare forwards",
+        lines.pairs(whole, bare, rounds),
+        at_least=BAR,
+        unit="img/s",
+        work=num,
+        device=kind,
+        images=num,
+        share_of_test_set=share,
+        precision="bf16" if hardware.bf16 else "fp32",
+        resident=pixels.resident,
+    )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
+    parser.add_argument("--network", choices=NETWORKS, help="one of the networks (default: both)")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--share", type=float, help="share of the test set (default: all, of ResNet-50 on a CPU 0.02)")
+    parser.add_argument("--record", action="store_true")
+    options = parser.parse_args()
+    if options.device == "cpu":
+        lines.one_core()
+    chosen = [options.network] if options.network else list(NETWORKS)
+    found = [measure(name, options.device, rounds=options.rounds, share=options.share) for name in chosen]
+    lines.emit(found, f"embedding-{torch.device(options.device).type}", options.record)
+
+
+if __name__ == "__main__":
+    main()

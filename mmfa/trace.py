@@ -1,0 +1,171 @@
+"""Where the time of a training goes: a torch profiler trace of some steps, and a table of the parts of others."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, profile, record_function
+
+PARTS = ("data", "forward", "losses", "alignment", "backward", "optimiser", "diagnostics")
+"""Parts of a step, in their order.
+
+``data`` is the wait for a batch, ``diagnostics`` what the last step of an epoch adds; the gradient of the alignment
+terms is formed in their forward pass and so counts as ``alignment``.
+"""
+EVALUATION = "evaluation"
+"""What an epoch does after its steps."""
+TRACE, OPERATIONS, TABLE = "trace.json.gz", "operations.txt", "parts.csv"
+"""Files: a timeline for chrome://tracing or ui.perfetto.dev, operations by their own time, seconds of each part."""
+_ROWS = 60
+
+_NOTHING = contextlib.nullcontext()
+_watch: Callable[[str], AbstractContextManager[object]] | None = None
+
+
+def part(name: str) -> AbstractContextManager[object]:
+    """Return a context for one part of the work: nothing at all unless something is watching."""
+    return _NOTHING if _watch is None else _watch(name)
+
+
+@contextlib.contextmanager
+def watched(watch: Callable[[str], AbstractContextManager[object]]) -> Iterator[None]:
+    """Have ``watch`` called for every :func:`part` within."""
+    global _watch
+    before, _watch = _watch, watch
+    try:
+        yield
+    finally:
+        _watch = before
+
+
+class Stopwatch:
+    """Adds up the seconds of each part, waiting for the device at both ends of it.
+
+    Args:
+        device: what is waited for.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.seconds: dict[str, float] = {}
+        self._device = device
+
+    @contextlib.contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Time one part; parts do not contain each other."""
+        self._wait()
+        started = time.perf_counter()
+        yield
+        self._wait()
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+
+    def _wait(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+
+class Trace:
+    """Profiles the first epoch that a training takes, and leaves its numbers as they are.
+
+    After some steps of warming up come steps under torch's profiler, then as many whose parts are timed one by one,
+    which a GPU does not overlap then; an epoch too short for that many has fewer.
+
+    Args:
+        folder: where the files go; made where it is missing.
+        warmup: steps before; a compiled backbone is ready after three.
+        steps: under the profiler, and timed.
+    """
+
+    def __init__(self, folder: Path, *, warmup: int = 10, steps: int = 10) -> None:
+        self.folder = folder
+        self.done = False
+        self._warmup, self._steps = warmup, steps
+        self._profiler: profile | None = None
+        self._watching = contextlib.ExitStack()
+        self._stopwatch = Stopwatch(torch.device("cpu"))
+        self._timed = 0
+        self._told = False
+
+    @contextlib.contextmanager
+    def epoch(self, device: torch.device) -> Iterator[None]:
+        """Watch one epoch, during which :meth:`before_step` is called; write the files at its end."""
+        self._stopwatch = Stopwatch(device)
+        try:
+            yield
+            self._stop()
+            self._write()
+        finally:
+            self._watching.close()
+            self.done = True
+
+    def before_step(self, step: int, num_steps: int) -> None:
+        """Begin or end what has its time now.
+
+        Args:
+            step: from 0.
+            num_steps: of the epoch.
+        """
+        warmup = min(self._warmup, (num_steps - 1) // 3)
+        steps = max(1, min(self._steps, (num_steps - warmup) // 2))
+        if step == warmup:
+            self._watching.enter_context(watched(record_function))
+            self._profiler = self._watching.enter_context(profile(activities=_activities()))
+        elif step == warmup + steps:
+            self._stop()
+            self._watching.enter_context(watched(self._stopwatch))
+            self._timed = steps
+        elif step == warmup + 2 * steps:
+            self._stop()
+
+    @contextlib.contextmanager
+    def evaluation(self) -> Iterator[None]:
+        """Time what comes after the steps."""
+        self._stop()
+        with self._stopwatch(EVALUATION):
+            yield
+
+    def rows(self) -> list[tuple[str, float, float]]:
+        """Return part, seconds and share of the step, for each part of one step; then the evaluation, without share."""
+        found = {name: self._stopwatch.seconds.get(name, 0.0) / max(self._timed, 1) for name in PARTS}
+        whole = sum(found.values()) or 1.0
+        rows = [(name, seconds, seconds / whole) for name, seconds in found.items()]
+        return [*rows, (EVALUATION, self._stopwatch.seconds.get(EVALUATION, 0.0), float("nan"))]
+
+    def told(self) -> str:
+        """Return the table as text, once; nothing before it is there and afterwards."""
+        if not self.done or self._told:
+            return ""
+        self._told = True
+        shown = [
+            f"  {name:12} {1000 * seconds:10.2f} ms" + (f" {share:7.1%}" if name != EVALUATION else " in the epoch")
+            for name, seconds, share in self.rows()
+        ]
+        return "\n".join(["where the time of a step went:", *shown, f"trace: {self.folder / TRACE}", ""])
+
+    def _stop(self) -> None:
+        """End what is watching; the profiler's files are written at once, while it is not timed."""
+        self._watching.close()
+        if self._profiler is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._profiler.export_chrome_trace(str(self.folder / TRACE))
+            order = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
+            table = self._profiler.key_averages().table(sort_by=order, row_limit=_ROWS)
+            (self.folder / OPERATIONS).write_text(table + "\n")
+            self._profiler = None
+
+    def _write(self) -> None:
+        with (self.folder / TABLE).open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(("part", "seconds", "share of the step", "of"))
+            for name, seconds, share in self.rows():
+                of, shown = ("epoch", "") if name == EVALUATION else ("step", f"{share:.4f}")
+                writer.writerow((name, f"{seconds:.6f}", shown, of))
+
+
+def _activities() -> list[ProfilerActivity]:
+    return [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
