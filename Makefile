@@ -6,7 +6,7 @@ OUT ?= mmfa-studies
 PORT ?= 5000
 BIN := .venv/bin
 
-.PHONY: study test test-all lint ui setup clean
+.PHONY: study test test-all lint ui recorded bench setup clean
 
 study: .venv/.installed ## run a study (STUDY=lambdas) on the embedded pair; run again to continue
 	@$(BIN)/python tune/run_study.py --study $(STUDY) --out $(OUT)
@@ -22,8 +22,17 @@ lint: .venv/.tested
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-ui: .venv/.installed ## open MLflow on what is there
-	@$(BIN)/mlflow ui --backend-store-uri sqlite:///$(abspath $(OUT))/mlflow.db --host 127.0.0.1 --port $(PORT)
+ui: recorded .venv/.installed ## open MLflow on what is there
+	@echo 'MLflow on $(OUT): http://127.0.0.1:$(PORT) (Ctrl-C ends it)'
+	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow ui --workers 2 \
+		--backend-store-uri sqlite:///$(abspath $(OUT))/mlflow.db --host 127.0.0.1 --port $(PORT)
+
+recorded:
+	@test -s '$(OUT)/mlflow.db' || { echo 'make ui shows what a study has recorded, but there is no $(OUT)/mlflow.db:' \
+		'run make study first, or name the folder of a study with OUT=...'; exit 1; }
+
+bench: .venv/.installed ## every benchmark as one table: ours, the peer or the limit, the bar, met or not (about an hour)
+	@$(BIN)/python benchmarks/table.py
 
 setup: .venv/.installed
 

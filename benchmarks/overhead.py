@@ -10,7 +10,6 @@ is left out. Prints one JSON line; `--record` also writes it to benchmarks/resul
 
 import argparse
 import collections
-import datetime
 import itertools
 import json
 import statistics
@@ -19,7 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tune import provenance
+import lines
 
 BAR = 0.3
 STUDY = """
@@ -63,25 +62,11 @@ def main():
         subprocess.run(command, check=True, stdout=sys.stderr)
         overhead = measure(Path(folder))
     median = statistics.median(overhead)
-    line = {
-        "name": "harness overhead per trial",
-        "ours": round(median, 3),
-        "bar": BAR,
-        "ratio": round(median / BAR, 2),
-        "met": median <= BAR,
-        "unit": "s",
-        "n": len(overhead),
-        "spread": [round(min(overhead), 3), round(max(overhead), 3)],
-        "epochs": options.epochs,
-        "hardware": provenance.hardware(),
-        "versions": provenance.versions(),
-        "date": datetime.date.today().isoformat(),
-    }
-    sys.stdout.write(json.dumps(line) + "\n")
-    if options.record:
-        results = Path(__file__).parent / "results"
-        results.mkdir(exist_ok=True)
-        (results / f"overhead-{line['date']}.json").write_text(json.dumps(line, indent=1) + "\n")
+    found = lines.figure(
+        "harness overhead per trial", ours=median, peer=BAR, ratio=median / BAR, at_most=1.0,
+        spread=(min(overhead) / BAR, max(overhead) / BAR), n=len(overhead), epochs=options.epochs,
+    )  # fmt: skip
+    lines.emit([found], "overhead", record=options.record)
 
 
 if __name__ == "__main__":

@@ -10,23 +10,19 @@ writes them to benchmarks/results/.
 """
 
 import argparse
-import datetime
-import json
 import os
 import shutil
-import statistics
-import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import lines
 import numpy as np
 import torch
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from mmfa.data import catalog, replicas, store
-from tune import provenance
 
 BAR = 1.3
 HEIGHT, WIDTH = 128, 64
@@ -58,26 +54,6 @@ def build(dataset, cache_dir):
     return time.perf_counter() - started
 
 
-def line(name, ours, peer):
-    """Return one figure."""
-    ratios = [one / other for one, other in zip(ours, peer, strict=True)]
-    return {
-        "name": name,
-        "ours": round(statistics.median(ours), 2),
-        "peer": round(statistics.median(peer), 2),
-        "ratio": round(statistics.median(ratios), 2),
-        "bar": BAR,
-        "met": statistics.median(ratios) <= BAR,
-        "unit": "s",
-        "n": len(ratios),
-        "spread": [round(min(ratios), 2), round(max(ratios), 2)],
-        "load": round(os.getloadavg()[0], 1),
-        "hardware": provenance.hardware(),
-        "versions": provenance.versions(),
-        "date": datetime.date.today().isoformat(),
-    }
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
@@ -94,15 +70,12 @@ def main():
             for _ in range(options.rounds)
         ]
     ours, kept, dropped = zip(*rounds, strict=True)
-    lines = [
-        line("building a store of Market-1501's size, against decoding into an array", ours, kept),
-        line("building a store of Market-1501's size, against decoding for nothing", ours, dropped),
+    what = "building a store of Market-1501's size, against decoding"
+    found = [
+        lines.line(f"{what} {how}", lines.Pairs(list(ours), list(peer)), at_most=BAR)
+        for how, peer in (("into an array", kept), ("for nothing", dropped))
     ]
-    sys.stdout.writelines(json.dumps(one) + "\n" for one in lines)
-    if options.record:
-        results = Path(__file__).parent / "results"
-        results.mkdir(exist_ok=True)
-        (results / f"prepare-{lines[0]['date']}.json").write_text(json.dumps(lines, indent=1) + "\n")
+    lines.emit(found, "prepare", record=options.record)
 
 
 if __name__ == "__main__":

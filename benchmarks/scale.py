@@ -44,7 +44,7 @@ def figure(name, ours, *, unit, n, **more):
     """Return one figure; ``bar`` among the rest is an upper one."""
     line = {"name": name, "ours": round(ours, 2), **more, "unit": unit, "n": n}
     if "bar" in more:
-        line |= {"ratio": round(ours / more["bar"], 2), "met": ours <= more["bar"]}
+        line |= {"ratio": round(ours / more["bar"], 3), "met": ours <= more["bar"]}
     about = {"hardware": provenance.hardware(), "versions": provenance.versions()}
     return {**line, "load": round(os.getloadavg()[0], 1), **about, "date": datetime.date.today().isoformat()}
 

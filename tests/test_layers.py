@@ -22,8 +22,14 @@ ALLOWED = {
 EXTRA = {
     "mmfa/data": {"PIL", "scipy", "filelock"},
     "mmfa/checkpoint.py": {"safetensors"},
+    "mmfa/gallery.py": {"filelock"},
+    "mmfa/pictures.py": {"PIL"},
+    "mmfa/retrieval.py": {"PIL"},
     "tune/mirror.py": {"pyarrow"},
     "tune/nodes.py": {"filelock"},
+    "tune/api.py": {"pandas"},
+    "tune/picture_charts.py": {"matplotlib", "threadpoolctl"},
+    "tune/report": {"jinja2", "markupsafe", "matplotlib", "pyarrow"},
 }
 MMFA_FOR_STUDIES = {"mmfa.config", "mmfa.errors"}
 

@@ -8,7 +8,7 @@ from typing import Any
 from studies.plan import Plan
 from studies.spec import ON, Choices, Range
 from tune import fidelity
-from tune.outcome import Outcome, Row
+from tune.outcomes import Outcome, Row
 from tune.wording import short, symbol
 
 EDGE = 0.05

@@ -60,7 +60,12 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    result.add_argument("command", nargs="?", default="run", help="run (the default), or replay (see replay --help)")
+    result.add_argument(
+        "command",
+        nargs="?",
+        default="run",
+        help="run (the default), replay or report (see replay --help, report --help)",
+    )
     _add_what(result.add_argument_group("what to run"))
     _add_where(result.add_argument_group("where things are", "Everything not given lies under --out."))
     _add_how(result.add_argument_group("how it runs"))
@@ -164,6 +169,11 @@ def _add_how(group: argparse._ArgumentGroup) -> None:
         "baseline and the standing champion as champion (default); or only the first, or nothing",
     )
     group.add_argument(
+        "--torch-trace",
+        action="store_true",
+        help="profile the baseline's first epoch: torch's trace and a table of where the time went, in MLflow",
+    )
+    group.add_argument(
         "--lease-seconds",
         type=float,
         default=30.0,
@@ -191,6 +201,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from tune import replay
 
             return replay.main(arguments[1:])
+        if arguments[:1] == ["report"]:
+            from tune import rebuild
+
+            return rebuild.main(arguments[1:])
         return _main(parser().parse_args(arguments), arguments)
     except MmfaError as error:
         sys.stderr.write(f"mmfa-study: {error}\n")
@@ -215,7 +229,7 @@ def entry() -> NoReturn:
 def _main(options: argparse.Namespace, arguments: list[str]) -> int:
     if options.command != "run":
         raise ConfigError(
-            f"{options.command!r} is not a command; there are 'run', which may be left out, and 'replay'."
+            f"{options.command!r} is not a command; there are 'run', which may be left out, 'replay' and 'report'."
         )
     if options.list:
         return _list()
@@ -243,6 +257,7 @@ def _main(options: argparse.Namespace, arguments: list[str]) -> int:
         promote=options.promote,
         strict_counts=options.strict_counts,
         lease_seconds=options.lease_seconds,
+        torch_trace=options.torch_trace,
         command=_command(arguments),
         python=_shortest(sys.executable),
     )

@@ -11,16 +11,13 @@ import urllib.parse
 from collections.abc import Mapping
 from typing import Any
 
-from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from mmfa.config import canonical_json
-from mmfa.errors import MmfaError
-from tune import advice, confirm, judging, promotion, regret_table, summary
-from tune import outcome as outcomes
+from tune import advice, confirm, judging, outcomes, promotion, regret_table, summary
 from tune.console import Console
 from tune.job import EXPORT
-from tune.places import first_line
+from tune.places import first_line, safe_url
 from tune.recorder import Recorder
 from tune.session import Session
 
@@ -53,10 +50,12 @@ def finish(session: Session, recorder: Recorder, client: MlflowClient, console: 
     if written:
         try:
             promoted = _promote(session, recorder, client, found, verdict)
-            _close(session, recorder, report, promoted)
+            about = _draw(session, recorder, client, report, promoted, console)
+            _close(session, recorder, report, promoted, about)
             recorder.close()
-        except (MlflowException, OSError, MmfaError) as error:
+        except Exception as error:  # of MLflow, its database or its object store: no class in common
             session.lease.check()
+            logger.debug("what broke", exc_info=True)
             written, problem = False, first_line(error)
     if not written:
         recorder.close(seconds=1)
@@ -185,7 +184,56 @@ def _promote_champion(
     )
 
 
-def _close(session: Session, recorder: Recorder, report: summary.Report, promoted: list[str]) -> None:
+def _draw(
+    session: Session,
+    recorder: Recorder,
+    client: MlflowClient,
+    report: summary.Report,
+    promoted: list[str],
+    console: Console,
+) -> dict[str, Any]:
+    """Write the page and the rows, also onto the study's run; return what they can be made from again.
+
+    A picture that fails must not take a finished study with it: it is told, and can be drawn later.
+    """
+    from tune import study_pictures
+    from tune.report import from_session, writing  # matplotlib is for the end of a study only
+
+    out = session.request.places.out
+    try:
+        study_pictures.draw(session, report.outcome, writing.pictures_of(out, session.study_id))
+    except Exception as error:
+        session.lease.check()
+        logger.debug("what broke", exc_info=True)
+        console.say(f"The pictures of the method could not be drawn: {type(error).__name__}: {first_line(error)}.")
+    facts = from_session.gather(
+        session, report.outcome, report.verdict, regret=report.more.get("regret", []), promoted=promoted
+    )
+    try:
+        files = writing.write(facts, out)
+    except Exception as error:
+        logger.debug("what broke", exc_info=True)
+        console.say(f"The report could not be drawn ({type(error).__name__}: {first_line(error)}). Later, try:")
+        places = session.request.places
+        where = [
+            "--out",
+            str(places.out),
+            "--ledger",
+            safe_url(places.ledger),
+            "--tracking-uri",
+            safe_url(places.tracking),
+        ]
+        console.command(shlex.join(["mmfa-study", "report", "--study-run", session.study_id, *where]))
+    else:
+        session.lease.check()
+        for file in files:
+            client.log_artifact(recorder.study_run, str(file))
+    return from_session.about(session, facts)
+
+
+def _close(
+    session: Session, recorder: Recorder, report: summary.Report, promoted: list[str], about: dict[str, Any]
+) -> None:
     """Close the study's run and write the outcome beside the databases."""
     found, verdict = report.outcome, report.verdict
     record = found.to_json() | {"study": session.study_id, "question": session.plan.study.question} | dict(report.more)
@@ -214,6 +262,7 @@ def _close(session: Session, recorder: Recorder, report: summary.Report, promote
         "result.txt": page,
         "study.json": session.plan.study.model_dump(mode="json"),
         "baseline.json": session.plan.baseline.flatten(),
+        "report.json": about,
         "test_label_readings.json": judging.counted(session) | {"readings": session.readings()},
     }
     tags = {"best": found.best.name if found.best else "none", "promotion": " ".join(promoted)}
@@ -229,6 +278,7 @@ def _where(session: Session, console: Console, *, judged: bool) -> None:
     where = session.request.places
     more = f"; the verdict as data: {where.out / 'verdict.json'}" if judged else ""
     console.say(f"Result: {where.out / session.study_id}.txt and .json{more}")
+    console.say(f"With pictures, in a browser: {where.out / 'report.html'}; every epoch as data: study.parquet")
     if where.tracking.startswith(("http://", "https://")):
         console.say(f"MLflow: {where.tracking}")
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,8 @@ import ray
 from mmfa.errors import MmfaError
 from tune.places import first_line
 from tune.provenance import num_cores
+
+KNOCK_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +33,8 @@ class Cluster:
     joined: bool
     """Whether Ray ran before this driver and runs on after it."""
     trials_per_gpu: int = 1
+    dashboard: str = ""
+    """Address of Ray's own dashboard, where there is one."""
     server: Any = None
     """The actor that serves image stores to nodes that join later: it ends with its last handle, which is this."""
 
@@ -60,8 +65,9 @@ def start(*, address: str | None, cpus_per_trial: int, trials_per_gpu: int, work
     options = {"log_to_driver": False, "logging_level": logging.CRITICAL}
     if where == "local":
         options |= {"num_cpus": max(num_cores(), cpus_per_trial), "include_dashboard": False}
+    _knock(where)
     try:
-        ray.init(address=where, **options)
+        context = ray.init(address=where, **options)
     except ray.exceptions.AuthenticationError:
         raise MmfaError(
             f"Ray at --address {where} asks for a token; set RAY_AUTH_MODE=token, with the cluster's token in "
@@ -71,7 +77,7 @@ def start(*, address: str | None, cpus_per_trial: int, trials_per_gpu: int, work
         way_out = (
             "see `df -h /tmp /dev/shm` and the logs in /tmp/ray/session_latest/logs"
             if where == "local"
-            else "see `ray status` there, or leave --address out to use this machine alone"
+            else "see `ray status` there, and whether its token is here (RAY_AUTH_MODE=token, ~/.ray/auth_token)"
         )
         raise MmfaError(f"Ray at --address {where} cannot be reached: {first_line(error)}; {way_out}.") from None
     have = ray.cluster_resources()
@@ -86,7 +92,22 @@ def start(*, address: str | None, cpus_per_trial: int, trials_per_gpu: int, work
             f"has them: Ray counts {have.get('CPU', 0):g} CPUs and {have.get('GPU', 0):g} GPUs in all; lower "
             "--cpus-per-trial, or give --workers where nodes are yet to come."
         )
-    return Cluster(resources, at_once, _raylet(), where != "local", trials_per_gpu)
+    dashboard = f"http://{context.dashboard_url}" if getattr(context, "dashboard_url", None) else ""
+    return Cluster(resources, at_once, _raylet(), where != "local", trials_per_gpu, dashboard)
+
+
+def _knock(where: str) -> None:
+    """Refuse an address at which nobody listens: Ray itself tries for minutes."""
+    host, _, port = where.rpartition(":")
+    if not (host and port.isdigit()):  # local, auto, ray://…
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_SECONDS).close()
+    except OSError as error:
+        raise MmfaError(
+            f"Ray at --address {where} cannot be reached: {first_line(error)}; see `ray status` there, or leave "
+            "--address out to use this machine alone."
+        ) from None
 
 
 def fitting(trial: Mapping[str, float]) -> int:

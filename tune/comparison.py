@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from studies.plan import SPLIT_SETS, Arm, Plan
-from tune.outcome import Outcome, Spread, spread
+from tune.outcomes import Outcome, Spread, spread
 from tune.wording import percent
 
 OURS = {"target_val/mAP": "val mAP", "target/mAP": "mAP", "target/rank1": "rank-1", "mmd/kernel_liveness": "alive"}

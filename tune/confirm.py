@@ -13,7 +13,7 @@ from typing import Any
 from mmfa.config import TrialConfig
 from studies.plan import CONFIRM, Fixed, Plan
 from tune.ledger import StageLedger
-from tune.outcome import Outcome, Row
+from tune.outcomes import Outcome, Row
 
 BASELINE, CHAMPION = "baseline", "champion"
 MATCHED = "-matched"

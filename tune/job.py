@@ -25,6 +25,8 @@ EXPORT = "export"
 JOURNAL = "journal.jsonl"
 READINGS = "readings.jsonl"
 PROBE = "probe.npz"
+TORCH_TRACE = "torch-trace"
+"""Where the profile of the first epoch goes, of a trial that is profiled."""
 PRUNED = "pruned"
 """Mark of the driver: this lineage ends where it stands."""
 OWNER = "owner"
@@ -57,6 +59,8 @@ class Job:
     """Where that folder lies on an object store; ``folder`` is then this node's copy of it."""
     prunable: bool = False
     """Whether the driver may end the trial early: it then waits for the driver after every epoch."""
+    torch_trace: bool = False
+    """Whether the first epoch that is trained is profiled."""
     owner: str = ""
     """The worker that has the lineage; see :meth:`claimed`."""
 

@@ -15,7 +15,7 @@ from mmfa.errors import CheckpointError
 from studies.plan import Plan, digest
 from tune import confirm, power, provenance, verdict
 from tune.job import read_result
-from tune.outcome import Outcome, Row
+from tune.outcomes import Outcome, Row
 from tune.session import Session
 
 SCHEMA = 1

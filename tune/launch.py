@@ -21,7 +21,20 @@ from mmfa.config import canonical_json
 from mmfa.data import catalog
 from mmfa.errors import MmfaError
 from studies.plan import CONFIRM, Plan, digest
-from tune import closing, cluster, confirm, joining, mirror, nodes, preflight, promotion, provenance, search
+from tune import (
+    closing,
+    cluster,
+    confirm,
+    joining,
+    mirror,
+    nodes,
+    preflight,
+    promotion,
+    provenance,
+    search,
+    study_run,
+    view,
+)
 from tune.console import Console
 from tune.interrupt import Stop
 from tune.lease import LeaseLostError
@@ -33,6 +46,8 @@ from tune.session import Request, Session, open_session
 logger = logging.getLogger(__name__)
 
 MAX_FAILURES = 3
+BREAKS = (OSError, SQLAlchemyError, OptunaError, MlflowException)
+"""What a disk, a database or a server may do in mid-study: told in a sentence, and the same command goes on."""
 NO_NOISE = (
     "fewer than two seeds of the baseline have a result, so its seed noise is not known, and label_free/score is "
     "measured in it; find out why they diverged, or choose by target_val/mAP."
@@ -50,7 +65,7 @@ def run(request: Request, console: Console) -> int:
     except LeaseLostError as error:
         console.say(f"Stopped: {error}")
         return 1
-    except (OSError, SQLAlchemyError, OptunaError, MlflowException) as error:
+    except BREAKS as error:
         logger.debug("what broke", exc_info=True)
         console.say(f"Stopped: {type(error).__name__}: {first_line(error)}. Once that is mended, go on with:")
         console.command(request.command)
@@ -114,6 +129,11 @@ def _ray(session: Session, console: Console) -> Iterator[cluster.Cluster | None]
         trials_per_gpu=request.trials_per_gpu or 1,
         workers=request.workers,
     )
+    if ray.dashboard:
+        console.say(f"Ray's dashboard: {ray.dashboard}")
+        if (tunnel := closing.tunnel_to(ray.dashboard, os.environ)) is not None:
+            console.say("From the machine where you sit, it is reached through a tunnel, opened there with:")
+            console.command(tunnel)
     try:
         yield joining.prepared(session, ray, console)
     finally:
@@ -129,7 +149,10 @@ def _recorder(session: Session, client: MlflowClient, experiment: str, console: 
     """Open the study's MLflow run and record what an earlier driver could not."""
     plan = session.plan
     tags = {
+        "mlflow.source.name": "mmfa-study",
+        "mlflow.source.type": "LOCAL",
         "study": plan.study.name,
+        "question": plan.study.question,
         "profile": plan.profile,
         "objective": plan.metric,
         "selection.labels": plan.labels,
@@ -143,6 +166,9 @@ def _recorder(session: Session, client: MlflowClient, experiment: str, console: 
         tags=tags,
         folder_of=session.folder_of,
         check=session.lease.check,
+        objective=plan.metric,
+        setting=functools.partial(study_run.setting, plan),
+        logarithmic=[name for axis, name in study_run.axes(plan).items() if axis != name],
     )
     commits = session.commits(provenance.commit())
     if len(commits) > 1:
@@ -152,7 +178,22 @@ def _recorder(session: Session, client: MlflowClient, experiment: str, console: 
     tags["git.commits"] = ", ".join(commits)
     params = {"study": plan.study.name, "profile": plan.profile, "seed": plan.baseline.run.seed}
     params |= {f"criteria.{name}": value for name, value in plan.criteria.items()}
-    recorder.open(name=session.study_id, params=params, note=f"**{plan.study.question}**")
+    recorder.open(
+        name=session.study_id,
+        params=params,
+        note=study_run.note(session),
+        conclude=lambda artifacts: study_run.note(session, artifacts.get("verdict.json"), over=True),
+        datasets=study_run.datasets(session),
+        files=study_run.files(session),
+    )
+    view.arrange(
+        client,
+        experiment,
+        study=session.study_id,
+        question=plan.study.question,
+        axes=study_run.axes(plan),
+        registered_at=session.registry.study.user_attrs["registered_at"],
+    )
     over = [(lineage, session.config_of(lineage)) for lineage in session.lineages() if lineage.terminal]
     recorder.catch_up(over, session.record_of)
     return recorder
@@ -271,6 +312,8 @@ def _train(
             _tuner(searcher, ray.resources, workers, folder).fit()
     except Exception as error:  # Tune wraps what a searcher raises, and fails itself where its folder cannot be written
         session.lease.check()
+        if isinstance(error.__context__, BREAKS):
+            raise error.__context__ from None
         if not searcher.failures:
             raise
         stop.note = f"Ray Tune broke off: {type(error).__name__}: {first_line(error)}."

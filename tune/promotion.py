@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import datetime
 import importlib.metadata
 import logging
@@ -23,6 +24,8 @@ import mmfa
 from mmfa.config import TrialConfig
 from mmfa.data import catalog
 from mmfa.errors import ConfigError, MmfaError
+from mmfa.pictures import encoded
+from tune import model_card
 from tune.confirm import Standing
 
 logger = logging.getLogger(__name__)
@@ -30,7 +33,9 @@ logger = logging.getLogger(__name__)
 CANDIDATE, CHAMPION = "candidate", "champion"
 """Best found by the objective; best by a verdict."""
 LABEL_FREE = "label_free/score"
-REQUIREMENTS = ("torch", "torchvision", "numpy", "safetensors", "pyarrow", "scipy", "pillow")
+HISTORY = 20
+"""Champions that the model's description lists."""
+REQUIREMENTS = ("torch", "torchvision", "numpy", "safetensors", "pyarrow", "scipy", "pillow", "filelock")
 
 
 def model_name(source: str, target: str) -> str:
@@ -139,7 +144,7 @@ def promote_champion(client: MlflowClient, promoted: Promoted, *, challenged: st
     if (told := _stands(client, promoted, challenged=challenged)) is not None:  # it took a while to register
         return told
     client.set_registered_model_alias(name, CHAMPION, version)
-    _write_history(client, name)
+    _write_history(client, promoted)
     return f"Promoted: {name}@{CHAMPION} is now version {version}, by its verdict."
 
 
@@ -148,7 +153,7 @@ def _stands(client: MlflowClient, promoted: Promoted, *, challenged: str) -> str
     name = promoted.name
     standing = _standing(client, name, CHAMPION)
     if standing is not None and _is_same(standing, promoted):
-        _write_history(client, name)  # a kill may have come between the alias and its history
+        _write_history(client, promoted)  # a kill may have come between the alias and its history
         return f"Promoted before: {name}@{CHAMPION} is this setting already (version {standing.version})."
     if (str(standing.version) if standing else "") == challenged:
         return None
@@ -160,11 +165,12 @@ def _stands(client: MlflowClient, promoted: Promoted, *, challenged: str) -> str
     )
 
 
-def _write_history(client: MlflowClient, name: str) -> None:
+def _write_history(client: MlflowClient, promoted: Promoted) -> None:
     """Write down who was champion from when until when: on the versions, and in the model's description, newest first.
 
     A version has been champion if it holds the alias, or has been given ``champion.since`` when it did.
     """
+    name = promoted.name
     standing = _standing(client, name, CHAMPION)
     found = client.search_model_versions(f"name = '{name}'", max_results=1000)
     at = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
@@ -181,7 +187,14 @@ def _write_history(client: MlflowClient, name: str) -> None:
             client.set_model_version_tag(name, version.version, "champion.beaten_by", f"version {standing.version}")
         if "champion.since" in tags:
             lines.append(_line_of_history(str(version.version), tags))
-    client.update_registered_model(name, "Champions, by verdict alone:\n" + "\n".join(lines))
+    history = "\n".join(["## Champions, by verdict alone", *lines[:HISTORY]])
+    client.update_registered_model(name, f"{_about(promoted)}\n\n{history}"[: model_card.LONGEST])
+
+
+def _about(promoted: Promoted) -> str:
+    """Return the model's description without its history."""
+    data = TrialConfig.from_json(promoted.tags["config"]).data
+    return model_card.about(promoted.name, data.source, data.target)
 
 
 def _line_of_history(version: str, tags: Mapping[str, str]) -> str:
@@ -201,7 +214,7 @@ def _is_same(standing: ModelVersion, promoted: Promoted) -> bool:
 
 def _new_version(client: MlflowClient, promoted: Promoted) -> str:
     """Register weights and try them; return the version, which no alias names yet."""
-    version = _register(client, name=promoted.name, run_id=promoted.run_id, export=promoted.export, tags=promoted.tags)
+    version = _register(client, promoted)
     _smoke_load(promoted.name, version, promoted.probe)
     promoted.check()
     return version
@@ -216,9 +229,11 @@ def _standing(client: MlflowClient, name: str, alias: str) -> ModelVersion | Non
         raise
 
 
-def _register(client: MlflowClient, *, name: str, run_id: str, export: Path, tags: Mapping[str, str]) -> str:
-    """Log the model (code and safetensors) and make it a version; return the version."""
-    model = client.create_logged_model(client.get_run(run_id).info.experiment_id, name="embedder", source_run_id=run_id)
+def _register(client: MlflowClient, promoted: Promoted) -> str:
+    """Log the model (code, safetensors and card) and make it a version; return the version."""
+    name, run = promoted.name, client.get_run(promoted.run_id)
+    card = model_card.text(run, promoted.tags)
+    model = client.create_logged_model(run.info.experiment_id, name="embedder", source_run_id=promoted.run_id)
     here = Path(__file__).resolve().parent
     requirements = [f"{package}=={importlib.metadata.version(package)}" for package in REQUIREMENTS]
     with tempfile.TemporaryDirectory() as folder:
@@ -226,28 +241,39 @@ def _register(client: MlflowClient, *, name: str, run_id: str, export: Path, tag
         mlflow.pyfunc.save_model(
             path,
             python_model=str(here / "served_model.py"),
-            artifacts={"checkpoint": str(export)},
+            artifacts={"checkpoint": str(promoted.export)},
             code_paths=[str(Path(mmfa.__file__).parent)],
             pip_requirements=requirements,
             signature=_signature(),
+            input_example=_example(promoted.probe),
         )
+        (path / model_card.FILE).write_text(f"# {name}\n\n{card}", encoding="utf-8")
         client.log_model_artifacts(model.model_id, str(path))
     client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
     try:
-        client.create_registered_model(name)
+        client.create_registered_model(name, description=_about(promoted))
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     version = client.create_model_version(
-        name, source=f"models:/{model.model_id}", run_id=run_id, tags=dict(tags), model_id=model.model_id
+        name,
+        source=f"models:/{model.model_id}",
+        run_id=promoted.run_id,
+        tags=dict(promoted.tags),
+        description=card[: model_card.LONGEST],
+        model_id=model.model_id,
     )
     return str(version.version)
 
 
 def _signature() -> ModelSignature:
-    """Images of any number and size in, one embedding of D dimensions each out."""
-    images = Schema([TensorSpec(np.dtype(np.uint8), (-1, -1, -1, 3))])
-    return ModelSignature(inputs=images, outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, -1))]))
+    """One embedding of D dimensions for each image; no schema of MLflow's knows all that an image may come as."""
+    return ModelSignature(outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, -1))]))
+
+
+def _example(probe: np.ndarray) -> list[str]:
+    """Return what a server may be sent: the content of an image file, in base64."""
+    return [base64.b64encode(encoded(probe[0])).decode()]
 
 
 def _smoke_load(name: str, version: str, probe: np.ndarray) -> None:

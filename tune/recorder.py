@@ -7,28 +7,31 @@ lineage's ``result.json`` holds it all, and :meth:`Recorder.catch_up` records fr
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import logging
+import math
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import sqlalchemy as sa
-from mlflow.entities import Metric, Param, RunTag
-from mlflow.exceptions import MlflowException
+from mlflow.entities import DatasetInput, Metric, Param, RunTag
 from mlflow.tracking import MlflowClient
 
 from mmfa.config import TrialConfig
 from mmfa.errors import CheckpointError
+from studies.plan import CONFIRM
 from tune import doctor
-from tune.job import EXPORT, PROBE
+from tune.job import EXPORT, PROBE, TORCH_TRACE
 from tune.lease import LeaseLostError
 from tune.ledger import Lineage
 from tune.places import first_line
+from tune.view import LOG, NOTE, OBJECTIVE, SETTING
+from tune.wording import short
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +39,12 @@ STUDY_TAG, LINEAGE_TAG = "mmfa.study", "mmfa.lineage"
 RETRY_SECONDS = 5.0
 PERMANENT = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST")
 """Refusals that no second try mends, such as of a run that was deleted by hand: told, and passed over."""
+TITLES = {
+    "baseline": "the baseline, with which all others are compared",
+    "source_only": "a control: no alignment, and the network sees no target image",
+    "target_bn": "a control: no alignment, but BatchNorm sees target images",
+    "candidate": "a trial of the search",
+}
 STATUS = {"complete": "FINISHED", "diverged": "FAILED", "pruned": "FINISHED"}
 
 
@@ -49,6 +58,9 @@ class Recorder:
         tags: Tags of every run.
         folder_of: Folder of a lineage, by its name.
         check: Raises LeaseLostError where this driver may write no more.
+        objective: Metric that is written under the name :data:`OBJECTIVE` too.
+        setting: What tells a training from the others of the study, by name.
+        logarithmic: Names of settings of which the logarithm is written too, where they are above 0.
     """
 
     def __init__(
@@ -60,8 +72,12 @@ class Recorder:
         tags: Mapping[str, str],
         folder_of: Callable[[str], Path],
         check: Callable[[], None],
+        objective: str = "",
+        setting: Callable[[Lineage, TrialConfig], Mapping[str, Any]] = lambda lineage, config: {},
+        logarithmic: Sequence[str] = (),
     ) -> None:
         self._client, self._experiment, self._study = client, experiment_id, study_id
+        self._objective, self._setting, self._logarithmic = objective, setting, tuple(logarithmic)
         self._tags, self._folder_of, self._check = dict(tags), folder_of, check
         self._runs: dict[str, str] = {}
         self._status: dict[str, str] = {}
@@ -76,16 +92,39 @@ class Recorder:
         self.problem = ""
         self.refused: list[str] = []
 
-    def open(self, *, name: str, params: Mapping[str, Any], note: str) -> str:
-        """Find or create the study's run, learn what MLflow has of its trials, start writing; return the run's id."""
+    def open(
+        self,
+        *,
+        name: str,
+        params: Mapping[str, Any],
+        note: str,
+        conclude: Callable[[Mapping[str, Any]], str] | None = None,
+        datasets: Sequence[DatasetInput] = (),
+        files: Mapping[str, str] | None = None,
+    ) -> str:
+        """Find or create the study's run, learn what MLflow has of its trials, start writing; return the run's id.
+
+        Args:
+            name: Of the run.
+            params: Of the run.
+            note: Its description until it is finished, as Markdown.
+            conclude: Returns its description then, from the artifacts of :meth:`finish_study`.
+            datasets: What the study is trained and judged on.
+            files: Text artifacts, by name.
+        """
         self._learn()
-        tags = {STUDY_TAG: self._study, "mlflow.note.content": note, **self._tags}
+        self._conclude = conclude
+        tags = {STUDY_TAG: self._study, NOTE: note, **self._tags}
         self.study_run = self._run("", name=name, tags=tags)
         self._client.log_batch(
             self.study_run,
             params=[Param(key, str(value)) for key, value in params.items()],
             tags=[RunTag(key, value) for key, value in tags.items()],
         )
+        if datasets:
+            self._client.log_inputs(self.study_run, datasets=list(datasets))  # those that it has are not added again
+        for file, text in (files or {}).items():
+            self._client.log_text(self.study_run, text, file)
         self._client.update_run(self.study_run, status="RUNNING")
         self._status[""] = "RUNNING"
         self._thread.start()
@@ -117,10 +156,11 @@ class Recorder:
             if not token:
                 return
 
-    def _run(self, lineage: str, *, name: str, tags: Mapping[str, str]) -> str:
+    def _run(self, lineage: str, *, name: str, tags: Mapping[str, str], began: float | None = None) -> str:
         """Return the run of a lineage ("" is the study's own), created where there is none."""
         if lineage not in self._runs:
-            run = self._client.create_run(self._experiment, run_name=name, tags=dict(tags))
+            at = None if began is None else int(1000 * began)
+            run = self._client.create_run(self._experiment, start_time=at, run_name=name, tags=dict(tags))
             self._runs[lineage], self._status[lineage] = run.info.run_id, "RUNNING"
         return self._runs[lineage]
 
@@ -152,14 +192,15 @@ class Recorder:
             except CheckpointError as error:
                 logger.warning("%s is over, but MLflow cannot be given all of it: %s", lineage.name, error)
                 continue
-            self.trial_started(lineage, config)
+            began = min([record["started_at"], *(report["ended_at"] for report in record["history"])])
+            self._queue.put(functools.partial(self._start, lineage, config, began))
             self.trial_finished(lineage.name, lineage.state, record)
         return len(missing)
 
     # What the thread does.
 
-    def _start(self, lineage: Lineage, config: TrialConfig) -> None:
-        flat = config.flatten()
+    def _start(self, lineage: Lineage, config: TrialConfig, began: float | None = None) -> None:
+        setting = dict(self._setting(lineage, config))
         tags = {
             STUDY_TAG: self._study,
             LINEAGE_TAG: lineage.name,
@@ -167,19 +208,31 @@ class Recorder:
             "stage": lineage.stage,
             "role": lineage.role,
             "config.fingerprint": config.fingerprint(),
+            NOTE: self._note(lineage, setting),
             **self._tags,
         }
-        lambdas = " ".join(f"λ{n}={flat[f'loss.lambda_{k}']:.3g}" for n, k in ((1, "attr"), (2, "aal"), (3, "mdal")))
-        run = self._run(lineage.name, name=f"{lineage.name} {lambdas}", tags=tags)
-        self._client.log_batch(run, params=[Param(key, str(value)) for key, value in flat.items()])
+        shown = [f"{name.rpartition('.')[2]}={short(value)}" for name, value in setting.items()]
+        run = self._run(lineage.name, name=" ".join([lineage.name, *shown]), tags=tags, began=began)
+        logs = {f"{LOG}{name}": round(math.log10(setting[name]), 4) for name in self._logarithmic if setting[name] > 0}
+        params = {f"{SETTING} {name}": value for name, value in (setting | logs).items()} | config.flatten()
+        self._client.log_batch(run, params=[Param(key, str(value)) for key, value in params.items()])
         if self._status[lineage.name] != "RUNNING":
             self._client.update_run(run, status="RUNNING")
             self._status[lineage.name] = "RUNNING"
 
+    def _note(self, lineage: Lineage, setting: Mapping[str, Any]) -> str:
+        """Return the description of a training, as Markdown."""
+        title = TITLES.get(lineage.role, f"a training of {lineage.role}")
+        if lineage.stage == CONFIRM:
+            title = f"a confirmation of {lineage.role}, on a seed that the search had not seen"
+        study = f"[{self._study}](#/experiments/{self._experiment}/runs/{self.study_run})"
+        values = ", ".join(f"{name} = {short(value)}" for name, value in setting.items())
+        return f"**{lineage.name}** of {study}: {title}{f'; {values}' if values else ''}."
+
     def _epoch(self, name: str, waiting: list[dict[str, Any]]) -> None:
         """Write an epoch's metrics, if they still wait."""
         for report in tuple(waiting):
-            self._client.log_batch(self._runs[name], metrics=_epoch_metrics(report))
+            self._client.log_batch(self._runs[name], metrics=self._metrics(report))
             self._written.setdefault(name, set()).add(report["epoch"])
         waiting.clear()
 
@@ -187,7 +240,7 @@ class Recorder:
         """Write what MLflow has not of a lineage, in as few calls as it takes: each is a transaction or more there."""
         run, at = self._runs[name], int(record["ended_at"] * 1000)
         written = self._written.get(name, set())
-        epochs = [_epoch_metrics(report) for report in record["history"] if report["epoch"] not in written]
+        epochs = [self._metrics(report) for report in record["history"] if report["epoch"] not in written]
         retrieval = {} if record["test"] is None else record["test"]["retrieval"]
         tags = {"outcome": record["outcome"], "attempts": str(record["attempt"])}
         if record["reason"]:
@@ -196,7 +249,7 @@ class Recorder:
             tags["warning.dead_kernel"] = doctor.DEAD
         self._client.log_batch(
             run,
-            metrics=[*itertools.chain(*epochs), *_last_metrics(record, at), *_curves(retrieval, at)],
+            metrics=[*itertools.chain(*epochs), *self._last_metrics(record, at), *_curves(retrieval, at)],
             tags=[RunTag(key, value) for key, value in tags.items()],
         )
         for split, report in retrieval.items():
@@ -207,9 +260,25 @@ class Recorder:
             self._client.log_artifacts(run, str(export), "checkpoint")
         if (probe := self._folder_of(name) / PROBE).exists():
             self._client.log_artifact(run, str(probe))
+        if (trace := self._folder_of(name) / TORCH_TRACE).exists():
+            self._client.log_artifacts(run, str(trace), TORCH_TRACE)
         self._client.set_terminated(run, STATUS[record["outcome"]], end_time=at)
         self._status[name] = STATUS[record["outcome"]]
         self._written.pop(name, None)
+
+    def _metrics(self, report: Mapping[str, Any]) -> list[Metric]:
+        """Return what an epoch gave, with the objective first where it is known."""
+        at = int(report["ended_at"] * 1000)
+        return [Metric(key, value, at, report["epoch"]) for key, value in self._headed(report["metrics"]).items()]
+
+    def _last_metrics(self, record: Mapping[str, Any], at: int) -> list[Metric]:
+        """Return what was measured after the last epoch: label-free criteria and the official target split."""
+        last: dict[str, Any] = record["history"][-1] if record["history"] else {"epoch": 0, "metrics": {}}
+        more = {key: value for key, value in record["metrics"].items() if key not in last["metrics"]}
+        return [Metric(key, value, at, last["epoch"]) for key, value in self._headed(more).items()]
+
+    def _headed(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        return ({OBJECTIVE: metrics[self._objective]} if self._objective in metrics else {}) | dict(metrics)
 
     def _work(self) -> None:
         while (call := self._queue.get()) is not None:
@@ -222,7 +291,7 @@ class Recorder:
                     break
                 except LeaseLostError:
                     return
-                except (MlflowException, sa.exc.SQLAlchemyError, OSError, KeyError) as error:
+                except Exception as error:  # of MLflow, a database, a disk, boto: no class in common
                     self.problem = f"MLflow does not take what is written ({first_line(error)})"
                     if isinstance(error, KeyError) or getattr(error, "error_code", "") in PERMANENT:
                         self.refused.append(self.problem)
@@ -236,7 +305,8 @@ class Recorder:
             try:
                 self._learn()
                 return True
-            except (MlflowException, sa.exc.SQLAlchemyError, OSError):
+            except Exception as error:
+                self.problem = f"MLflow does not answer ({first_line(error)})"
                 if self._closing.wait(RETRY_SECONDS):
                     return False
 
@@ -268,6 +338,8 @@ class Recorder:
     ) -> None:
         """Close the study's run with its outcome."""
         self._check()
+        if self._conclude is not None:
+            tags = {**tags, NOTE: self._conclude(artifacts)}
         now = int(time.time() * 1000)
         for file, content in artifacts.items():
             text = content if isinstance(content, str) else json.dumps(content, indent=1)
@@ -299,18 +371,6 @@ class Recorder:
     def run_of(self, name: str) -> str:
         """Return the MLflow run of a lineage."""
         return self._runs[name]
-
-
-def _epoch_metrics(report: Mapping[str, Any]) -> list[Metric]:
-    at = int(report["ended_at"] * 1000)
-    return [Metric(key, value, at, report["epoch"]) for key, value in report["metrics"].items()]
-
-
-def _last_metrics(record: Mapping[str, Any], at: int) -> list[Metric]:
-    """Return what was measured after the last epoch: label-free criteria and the official target split."""
-    last: dict[str, Any] = record["history"][-1] if record["history"] else {"epoch": 0, "metrics": {}}
-    more = {key: value for key, value in record["metrics"].items() if key not in last["metrics"]}
-    return [Metric(key, value, at, last["epoch"]) for key, value in more.items()]
 
 
 def _curves(retrieval: Mapping[str, Any], at: int) -> list[Metric]:

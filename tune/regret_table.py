@@ -12,7 +12,7 @@ from mmfa.probe import Probe
 from studies.protocol import CRITERIA
 from tune import criteria, regret
 from tune.job import PROBE
-from tune.outcome import Row
+from tune.outcomes import Row
 
 
 def of(rows: Sequence[Row], folders: Mapping[str, Path], *, objective: str) -> list[dict[str, Any]]:

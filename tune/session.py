@@ -14,8 +14,7 @@ from typing import Any, Literal
 from mmfa.config import TrialConfig
 from mmfa.errors import CheckpointError, MmfaError
 from studies.plan import CONFIRM, SEARCH, Plan, grown
-from tune import confirm, mirror, scoring, search
-from tune import outcome as outcomes
+from tune import confirm, mirror, outcomes, scoring, search
 from tune.job import RESULT, Job, read_readings, read_result
 from tune.lease import Fence, Lease
 from tune.ledger import Ledger, Lineage, StageLedger
@@ -40,6 +39,8 @@ class Request:
     confirm_seeds_asked: bool = False
     strict_counts: bool = False
     lease_seconds: float
+    torch_trace: bool = False
+    """Whether the baseline is profiled."""
     command: str
     """What to type to go on."""
     python: str
@@ -220,7 +221,13 @@ class Session:
             reading=self._reading(lineage),
             criteria=self.plan.criteria,
             prunable=self.plan.study.pruning is not None and lineage.stage not in search.FIXED,
+            torch_trace=self.request.torch_trace and lineage.name == self._profiled,
         )
+
+    @property
+    def _profiled(self) -> str:
+        """The lineage that is profiled where one is to be: the baseline, or the first of a comparison's arms."""
+        return self.plan.baseline_run or f"{self.plan.arms[0].name}/0000"
 
     def recall(self, name: str) -> Any:
         """Return what was remembered of how the study runs; None where nothing was."""

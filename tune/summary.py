@@ -17,7 +17,7 @@ from rich.text import Text
 from mmfa.config import TrialConfig
 from studies.plan import CONFIRM, SEARCH, Plan
 from tune import advice, comparison, doctor, provenance, words
-from tune.outcome import Outcome, Row
+from tune.outcomes import Outcome, Row
 from tune.wording import percent, points, short, symbol
 
 LABEL_FREE = "label_free/score"

@@ -33,6 +33,7 @@ from tune.job import (
     READINGS,
     RESULT,
     ROW,
+    TORCH_TRACE,
     Job,
     read_result,
 )
@@ -224,6 +225,7 @@ def _store(path: str) -> Store:
 def _open(job: Job, notes: list[str]) -> Training:
     """Return the training, resumed from the newest intact checkpoint of any attempt; add what there is to tell."""
     from mmfa.checkpoint import newest_intact
+    from mmfa.trace import Trace
     from mmfa.training import Training
 
     def corrupt(path: Path, reason: str) -> None:
@@ -233,7 +235,8 @@ def _open(job: Job, notes: list[str]) -> Training:
         logger.warning("%s", notes[-1])
 
     config = TrialConfig.from_json(job.config)
-    training = Training(config, source=_store(job.source_store), target=_store(job.target_store))
+    trace = Trace(Path(job.folder) / TORCH_TRACE) if job.torch_trace else None
+    training = Training(config, source=_store(job.source_store), target=_store(job.target_store), trace=trace)
     checkpoint = newest_intact(sorted(Path(job.folder).glob("attempt-*")), on_corrupt=corrupt)
     if checkpoint is not None:
         training.resume(checkpoint)
@@ -270,6 +273,7 @@ def _record(job: Job, training: Training) -> dict[str, Any]:
         "attempt": job.attempt,
         "pid": os.getpid(),
         "threads": job.threads,
+        "backbone_runs": training.backbone_runs,
     }
 
 

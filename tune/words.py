@@ -7,7 +7,7 @@ from typing import Any
 
 from studies.plan import CONFIRM, Plan
 from tune import confirm
-from tune.outcome import Outcome
+from tune.outcomes import Outcome
 from tune.power import looks_factor
 from tune.wording import percent, points, short, symbol
 

@@ -5,6 +5,7 @@ import time
 import uuid
 
 import psutil
+import pyarrow.parquet
 import services
 from integration_tests.driver import Driver, check_exactly_once
 
@@ -153,6 +154,13 @@ def check_survived(study, *, again=(), hidden=2):
             assert [row["epoch"] for row in record["history"]] == list(range(1, epochs + 1))
             found = {row["epoch"]: row["metrics"]["target_val/mAP"] for row in record["history"]}
             assert found == last.intermediate_values
+    rows = pyarrow.parquet.read_table(study.out / "study.parquet", columns=["lineage", "epoch", "target_val/mAP"])
+    found = {(row["lineage"].replace("/", "-"), row["epoch"]): row["target_val/mAP"] for row in rows.to_pylist()}
+    told = {
+        (name, row["epoch"]): row["metrics"]["target_val/mAP"]
+        for name, record in results.items() for row in record["history"]
+    }  # fmt: skip
+    assert found == told, "study.parquet has every epoch of every training once"
     strays = ("attempt-", "error", "owner", "pruned", ".probe-", ".seen-by-all-")
     left = [path.name for path in study.out.rglob("*") if path.name.startswith(strays)]
     assert left == [] and not list(study.out.rglob("*.corrupt")) and not list(study.out.rglob("*.pulled.tmp"))

@@ -16,6 +16,7 @@ from mmfa.data import catalog
 from mmfa.data.store import build, open_store
 from mmfa.evaluate import embed
 from mmfa.hardware import Hardware
+from tune import cli
 
 pytestmark = pytest.mark.slow
 NAME = "mmfa-embedded-source-to-embedded-target"
@@ -92,9 +93,22 @@ def test_runs_carry_what_a_reviewer_asks(study, client):
     assert "probe.npz" in [file.path for file in client.list_artifacts(by_role["candidate"].info.run_id)]
     kept = {file.path for file in client.list_artifacts(parent.info.run_id)}
     assert {"verdict.json", "outcome.json", "result.txt", "study.json", "test_label_readings.json"} <= kept
+    assert {"report.html", "study.parquet", "report.json"} <= kept
     assert by_role["source_only"].data.params["data.use_target"] == "False"
     assert "mmd/kernel_liveness" in by_role["baseline"].data.metrics
     assert "mmd/kernel_liveness" not in by_role["source_only"].data.metrics
+
+
+def test_the_page_is_made_again_from_mlflow_and_the_ledger(study):
+    driver, _ = study
+    files = [driver.out / "report.html", driver.out / "study.parquet"]
+    before = [file.read_bytes() for file in files]
+    assert b"Pictures of the method" in before[0]
+    (result,) = driver.out.glob("tiny-????????????.json")
+    for file in files:
+        file.unlink()
+    assert cli.main(["report", "--study-run", result.stem, "--out", str(driver.out)]) == 0
+    assert [file.read_bytes() for file in files] == before
 
 
 def test_the_candidate_embeds_as_the_trial_did(study, client, embedded_cache):

@@ -8,7 +8,7 @@ from mmfa.config import profile
 from studies.resolve import resolve
 from studies.spec import parse
 from tune import advice, doctor, summary
-from tune.outcome import Outcome, Row
+from tune.outcomes import Outcome, Row
 
 TEXT = """
 question = "?"

@@ -7,6 +7,7 @@ import threading
 import time
 
 import pytest
+import services
 
 from tune import cli
 
@@ -203,3 +204,13 @@ def test_one_database_by_two_names_is_refused(run):
     urls = ("--ledger", "postgresql://u@localhost/db", "--tracking-uri", "postgresql+psycopg://u@127.0.0.1:5432/db")
     code, said = run("--study", "smoke", "--dry-run", *urls)
     assert code == 2 and "must be two databases" in said
+
+
+def test_an_address_at_which_nobody_listens_is_refused_at_once(run, tmp_path, embedded_cache):
+    started = time.monotonic()
+    address = f"127.0.0.1:{services.free_port()}"
+    code, said = run(
+        "--study", "smoke", "--out", str(tmp_path), "--cache-dir", str(embedded_cache), "--address", address
+    )
+    assert code == 2 and f"Ray at --address {address} cannot be reached" in said and "leave --address out" in said
+    assert time.monotonic() - started < 60

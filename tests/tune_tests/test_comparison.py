@@ -8,7 +8,7 @@ from rich.console import Console
 from studies.resolve import resolve
 from studies.spec import parse
 from tune import comparison, summary
-from tune.outcome import Outcome, Row, spread
+from tune.outcomes import Outcome, Row, spread
 
 TEXT = """
 question = "Which?"

@@ -7,8 +7,7 @@ import pytest
 from studies.plan import grown
 from studies.resolve import resolve
 from studies.spec import parse
-from tune import confirm, search
-from tune import outcome as outcomes
+from tune import confirm, outcomes, search
 from tune.confirm import BASELINE, CHAMPION, Standing, runs, settle, shortlist
 from tune.ledger import Ledger
 

@@ -3,6 +3,8 @@
 import json
 import shutil
 import sys
+import tempfile
+from pathlib import Path
 
 import mlflow
 import numpy as np
@@ -129,6 +131,18 @@ def test_the_first_candidate_loads_and_embeds_as_it_was_evaluated(make, client, 
     np.testing.assert_allclose(found, wanted.numpy(), rtol=1e-5, atol=1e-5)
 
 
+def test_a_model_has_a_description_and_its_version_a_card(make, client):
+    candidate(make, client, 0.31)
+    about = client.get_registered_model(NAME).description
+    assert "`candidate`: the best that a study found" in about and "Champions" not in about
+    version = alias(client, "candidate")
+    with tempfile.TemporaryDirectory() as folder:
+        path = mlflow.artifacts.download_artifacts(f"models:/{NAME}/{version.version}", dst_path=folder)
+        card = (Path(path) / "MODEL_CARD.md").read_text()
+    assert card == f"# {NAME}\n\n{version.description}" and len(version.description) <= 5000
+    assert "**No verdict.**" in card and "In its search: 31.0 % `target_val/mAP` (n = 1)" in card
+
+
 def test_a_candidate_that_is_not_better_does_not_take_the_alias(make, client):
     candidate(make, client, 0.31)
     for value in (0.30, 0.31):
@@ -182,8 +196,8 @@ def test_the_next_champion_demotes_the_one_before(make, client):
     assert first.tags["champion.beaten_by"] == "version 2"
     assert first.tags["champion.until"] == second.tags["champion.since"]
     assert str(alias(client, "champion").version) == "2" and "champion.until" not in second.tags
-    title, newest, before = client.get_registered_model(NAME).description.splitlines()
-    assert title == "Champions, by verdict alone:"
+    title, newest, before = client.get_registered_model(NAME).description.splitlines()[-3:]
+    assert title == "## Champions, by verdict alone"
     since = second.tags["champion.since"]
     assert newest == f"- version 2: since {since}; BEATS champion by +2.5 points of target mAP (n = 8 and 8), mine-2"
     assert before == (
@@ -195,8 +209,9 @@ def test_the_next_champion_demotes_the_one_before(make, client):
 def test_candidates_are_no_champions_in_the_history(make, client):
     candidate(make, client, 0.3)
     champion(make, client, "mine-1", "confirm/a-s1000")
-    lines = client.get_registered_model(NAME).description.splitlines()
-    assert len(lines) == 2 and lines[1].startswith("- version 2:")
+    about, _, history = client.get_registered_model(NAME).description.partition("\n\n## Champions, by verdict alone\n")
+    assert history.startswith("- version 2:") and "\n" not in history
+    assert "**embedded-target**" in about and f'load_model("models:/{NAME}@champion")' in about
     assert str(alias(client, "candidate").version) == "1"
 
 

@@ -12,6 +12,7 @@ import urllib.request
 
 import optuna
 import pytest
+from mlflow.entities import Dataset, DatasetInput, InputTag
 from mlflow.tracking import MlflowClient
 
 from mmfa.config import profile
@@ -27,7 +28,7 @@ def lineage(index):
     return Lineage("search", index, (trial,))
 
 
-def record(index, outcome="complete", epochs=2):
+def record(index, outcome="complete", epochs=2, **given):
     history = [
         {"epoch": e, "num_epochs": epochs, "ended_at": 1000.0 + e, "metrics": {"target_val/mAP": 0.1 * e + index}}
         for e in range(1, epochs + 1)
@@ -37,11 +38,11 @@ def record(index, outcome="complete", epochs=2):
         retrieval = {"target": {"mAP": 0.4, "cmc": [0.2, 0.5, 0.75]}, "target_a_to_b": {"mAP": 0.3, "cmc": [0.1, 0.4]}}
         test = {"retrieval": retrieval, "attributes": {"attribute_accuracy": 0.8}}
         metrics = metrics | {"target/mAP": 0.4, "target_a_to_b/mAP": 0.3, "target/attribute_accuracy": 0.8}
-    more = {"config": json.loads(CONFIG.to_json()), "attempt": 1, "ended_at": 1010.0}
+    more = {"config": json.loads(CONFIG.to_json()), "attempt": 1, "started_at": 999.5, "ended_at": 1010.0} | given
     return {"outcome": outcome, "reason": "", "history": history, "test": test, "metrics": metrics, **more}
 
 
-def recorder(uri, folder, check=lambda: None):
+def recorder(uri, folder, check=lambda: None, opened=None, **more):
     client = MlflowClient(uri)
     found = client.get_experiment_by_name("pair")
     experiment = found.experiment_id if found else client.create_experiment("pair", (folder / "artifacts").as_uri())
@@ -52,8 +53,9 @@ def recorder(uri, folder, check=lambda: None):
         tags={"data": "here"},
         folder_of=lambda name: folder / name,
         check=check,
+        **more,
     )
-    result.open(name="study-1", params={"seed": 0}, note="why")
+    result.open(name="study-1", params={"seed": 0}, note="why", **(opened or {}))
     return result
 
 
@@ -108,16 +110,84 @@ def test_a_study_as_runs(tmp_path):
     }
 
 
+def setting(lineage, config):
+    return {"λ1": config.loss.lambda_attr, "model.pooling": config.model.pooling}
+
+
+def test_what_comes_first_in_mlflow_is_what_matters(tmp_path):
+    """It sorts by ASCII: capitals before the fields of the config and before all other metrics."""
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    writer = recorder(uri, tmp_path, objective="target_val/mAP", setting=setting, logarithmic=["λ1"])
+    play(writer, 0)
+    assert writer.close()
+    run = runs(uri)[0]["search/0000"]
+    assert sorted(run.data.metrics)[0] == "Objective"
+    assert sorted(run.data.params)[:2] == ["Setting log10 λ1", "Setting model.pooling"]
+    assert run.data.params["Setting log10 λ1"] == "-1.0"
+    assert run.data.params["Setting λ1"] == "0.1" and run.info.run_name == "search/0000 λ1=0.1 pooling=max"
+    found = MlflowClient(uri).get_metric_history(run.info.run_id, "Objective")
+    assert [(metric.step, metric.value) for metric in found] == [(1, 0.1), (2, 0.2)] == history_of(uri, "search/0000")
+    link = f"[study-1](#/experiments/{run.info.experiment_id}/runs/{run.data.tags['mlflow.parentRunId']})"
+    assert run.data.tags["mlflow.note.content"] == (
+        f"**search/0000** of {link}: the baseline, with which all others are compared; λ1 = 0.1, model.pooling = max."
+    )
+
+
+def test_an_objective_that_is_known_at_the_end_only(tmp_path):
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    writer = recorder(uri, tmp_path, objective="label_free/score")
+    item, entry = lineage(1), record(1)
+    writer.trial_started(item, CONFIG)
+    for report in entry["history"]:
+        writer.trial_epoch(item.name, report)
+    writer.trial_finished(item.name, "complete", {**entry, "metrics": entry["metrics"] | {"label_free/score": -0.5}})
+    assert writer.close()
+    found = MlflowClient(uri).get_metric_history(runs(uri)[0][item.name].info.run_id, "Objective")
+    assert [(metric.step, metric.value) for metric in found] == [(2, -0.5)]
+
+
+def dataset(name, context):
+    source = json.dumps({"uri": f"stores/{name}.arrow"})
+    return DatasetInput(Dataset(name, f"{name}-digest", "local", source), [InputTag("mlflow.data.context", context)])
+
+
+def test_the_study_s_own_run(tmp_path):
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    opened = {
+        "datasets": [dataset("here", "source"), dataset("there", "target")],
+        "files": {"study.toml": "question = '?'\n"},
+        "conclude": lambda artifacts: f"It is {artifacts['verdict.json']['word']}.",
+    }
+    for _ in range(2):
+        writer = recorder(uri, tmp_path, opened=opened)
+        before = MlflowClient(uri).get_run(writer.study_run)
+        assert before.data.tags["mlflow.note.content"] == "why"
+        writer.finish_study(metrics={}, tags={"best": "none"}, artifacts={"verdict.json": {"word": "BEATS"}})
+        assert writer.close()
+    run = runs(uri)[0][""]
+    assert run.data.tags["mlflow.note.content"] == "It is BEATS." and run.data.tags["best"] == "none"
+    inputs = {
+        (found.dataset.name, found.dataset.digest, tag.value)
+        for found in run.inputs.dataset_inputs
+        for tag in found.tags
+        if tag.key == "mlflow.data.context"
+    }
+    assert inputs == {("here", "here-digest", "source"), ("there", "there-digest", "target")}
+    assert len(run.inputs.dataset_inputs) == 2, "the second time added none"
+    assert {file.path for file in MlflowClient(uri).list_artifacts(run.info.run_id)} == {"study.toml", "verdict.json"}
+
+
 def test_writing_everything_again_adds_nothing(tmp_path):
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     for _ in range(3):
-        writer = recorder(uri, tmp_path)
+        writer = recorder(uri, tmp_path, objective="target_val/mAP", setting=setting)
         play(writer, 0)
         assert writer.close()
     found, number = runs(uri)
     assert number == 2
-    history = MlflowClient(uri).get_metric_history(found["search/0000"].info.run_id, "target_val/mAP")
-    assert [(metric.step, metric.value) for metric in history] == [(1, 0.1), (2, 0.2)]
+    for name in ("target_val/mAP", "Objective"):
+        history = MlflowClient(uri).get_metric_history(found["search/0000"].info.run_id, name)
+        assert [(metric.step, metric.value) for metric in history] == [(1, 0.1), (2, 0.2)]
 
 
 def test_catch_up_records_what_is_missing_and_only_that(tmp_path):
@@ -133,6 +203,8 @@ def test_catch_up_records_what_is_missing_and_only_that(tmp_path):
     assert second.close()
     found, number = runs(uri)
     assert number == 4 and found["search/0002"].info.status == found["search/0001"].info.status == "FINISHED"
+    late = found["search/0002"].info
+    assert (late.start_time, late.end_time) == (999500, 1010000), "as it was trained, not as it was recorded"
 
 
 def test_a_driver_without_its_lease_writes_nothing(tmp_path):

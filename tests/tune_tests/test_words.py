@@ -10,7 +10,7 @@ from rich.console import Console
 from studies.resolve import resolve
 from studies.spec import parse
 from tune import summary, verdict, words
-from tune.outcome import Outcome, Row
+from tune.outcomes import Outcome, Row
 from tune.power import expected_max_noise
 
 TEXT = """

@@ -1,0 +1,84 @@
+"""The notebook's page does what it shows; what a caller can do wrong is told in a sentence."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import mmfa
+import tune
+from mmfa.config import profile
+from mmfa.errors import ConfigError, MmfaError
+from tune import api
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "notebook.md"
+NUMBER = re.compile(r"-?\d+(\.\d+)?(e[+-]?\d+)?")
+
+
+def stable(text):
+    """Return lines without their numbers and the width of columns, which numbers decide."""
+    return [re.sub(r" +", " ", NUMBER.sub("#", line)).strip() for line in text.strip().splitlines()]
+
+
+@pytest.mark.slow
+def test_the_page_does_what_it_shows(tmp_path, monkeypatch, capsys):
+    """One study and one training: a page that nobody runs is soon wrong."""
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```(python|text)\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    names, printed = {}, ""
+    for kind, block in blocks:
+        if kind == "python":
+            exec(compile(block, str(PAGE), "exec"), names)
+            printed = capsys.readouterr().out
+        else:
+            assert stable(printed) == stable(block)
+    frame = names["frame"]
+    assert frame.index.name == "training" and {"search/0000", "controls/target_bn-s0"} <= set(frame.index)
+    assert set(frame["outcome"]) == {"complete"} and frame["loss.lambda_attr"].dtype == float
+    assert frame["objective"].equals(frame["target_val/mAP"].rename("objective"))
+    assert frame.attrs["study"].startswith("smoke-")
+    with pytest.raises(MmfaError, match=r"study must be one that is recorded there \(smoke-\w+\), but got 'lambdas'"):
+        tune.results("lambdas")
+
+
+def test_the_command_line_s_words(tmp_path):
+    given = {"study": "smoke", "out": tmp_path, "quick": True, "strict_counts": False, "trials": 3, "workers": None}
+    words = api._arguments({**given, "set": {"optim.num_epochs": 3, "model.pooling": "gem", "run.bf16": True}})
+    assert words == [
+        "--study", "smoke", "--out", str(tmp_path), "--quick", "--trials", "3", "--set", "optim.num_epochs=3",
+        "--set", 'model.pooling="gem"', "--set", "run.bf16=true",
+    ]  # fmt: skip
+    request = api._request(api._arguments({"study": "smoke", "out": tmp_path, "quick": True}), "tune.run('smoke')")
+    assert request.plan.study.name == "smoke" and request.plan.quick and request.command == "tune.run('smoke')"
+    assert not request.trials_asked and not (tmp_path / "mlflow.db").exists()
+
+
+def test_a_call_is_told_as_it_was_typed():
+    assert api._call("smoke", {"out": Path("a"), "trials": 3}) == "tune.run('smoke', out='a', trials=3)"
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"study": "lambda"}, "'lambda' is not a shipped study; did you mean 'lambdas'?"),
+        ({"study": "smoke", "trails": 3}, "'--trails' is not an option; did you mean '--trials'?"),
+        ({"study": "smoke", "set": {"optim.epochs": 3}}, "optim.epochs"),
+        ({"study": "smoke", "set": {"optim.num_epochs": None}}, "set takes numbers, words and lists, but got None"),
+    ],
+)
+def test_bad_input_starts_nothing(tmp_path, options, match):
+    with pytest.raises(ConfigError, match=re.escape(match)):
+        tune.run(**options, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_results_of_nothing(tmp_path):
+    with pytest.raises(MmfaError, match="out must be the folder of a study, but .* has no mlflow.db; run one first"):
+        tune.results(out=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_training_at_once(embedded_cache):
+    few = {"optim.num_epochs": 1, "optim.warmup_epochs": 0, "data.image_height": 32, "data.image_width": 16}
+    training = mmfa.train(profile("embedded").with_overrides(few), cache_dir=embedded_cache, device="cpu")
+    assert [report.epoch for report in training.history] == [1]

@@ -1,0 +1,113 @@
+"""Which two models of a study its pictures compare, and where they are kept."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from mmfa.data.store import open_store
+from tune import confirm, pictures
+from tune.job import EXPORT
+from tune.outcomes import Outcome, Row
+from tune.picture_facts import Model, Picture
+from tune.session import Session
+
+MADE_OF = "made-of.json"
+"""In the folder: the trainings that it shows; where they are the same, nothing is drawn again."""
+
+
+def draw(session: Session, found: Outcome, folder: Path) -> list[Picture]:
+    """Draw the pictures of a finished study, or find them drawn; the reading of the test labels is counted.
+
+    Between the baseline's and the best candidate's first fresh seed; without confirmations, the baseline and the best
+    trial; in a comparison, the first two arms that it judges. t-SNE's left side is the control without alignment.
+
+    Args:
+        session: of the study.
+        found: what it found.
+        folder: appears complete or not at all; what was there is replaced.
+
+    Returns:
+        what is in it; nothing where no two models are to be compared.
+
+    Raises:
+        MmfaError: an export that is missing or damaged, or one that embeds nan.
+        OSError: the folder cannot be written.
+    """
+    pair = _pair(session, found)
+    if pair is None:
+        return []
+    before, after = pair
+    source_only = found.control("source_only")[:1]
+    if session.plan.labelled:
+        session.count_reading(pictures.READING)
+    made_of = {"version": pictures.VERSION, "runs": [row.name for row in (before, after, *source_only)]}
+    if (known := _known(folder, made_of)) is not None:
+        return known
+
+    def model(row: Row) -> Model:
+        title = confirm.BASELINE if row.name == session.plan.baseline_run else _title(row)
+        return Model(title=title, export=session.folder_of(row.name) / EXPORT)
+
+    data = session.plan.baseline.data
+    source, target = (open_store(session.stores.paths[name]) for name in (data.source, data.target))
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    drawn = pictures.draw(
+        model(before),
+        model(after),
+        source=source,
+        target=target,
+        folder=temporary,
+        unaligned=model(source_only[0]) if source_only else None,
+    )
+    (temporary / MADE_OF).write_text(json.dumps(made_of))
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.rename(folder)
+    return drawn
+
+
+def _pair(session: Session, found: Outcome) -> tuple[Row, Row] | None:
+    """Return the runs before and after; None where there are no two."""
+    plan = session.plan
+    if plan.study.is_comparison:
+        of_pair = {arm.row: arm.name for arm in plan.arms if arm.pair == plan.arms[0].pair}
+        for one, other in plan.study.protocol.judge:
+            return _firsts(found.of_arm(of_pair[other]), found.of_arm(of_pair[one]))
+        return None
+    settled = confirm.read(session.registry)
+    if settled is not None and settled.candidates:
+        fresh = (confirm.of_setting(found, name) for name in (confirm.BASELINE, settled.candidates[0]))
+        return _firsts(*fresh)
+    best = found.best
+    own = found.control(confirm.BASELINE)
+    return None if best is None or best is found.baseline else _firsts(own, [best])
+
+
+def _firsts(before: Sequence[Row], after: Sequence[Row]) -> tuple[Row, Row] | None:
+    if not before or not after:
+        return None
+    first, second = (min(rows, key=lambda row: row.name) for rows in (before, after))
+    return first, second
+
+
+def _title(row: Row) -> str:
+    """Return a run in a few words: ``baseline, seed 1000``."""
+    name = row.name.partition("/")[2]
+    setting, dash, seed = name.rpartition("-s")
+    if dash and seed.isdigit():
+        return f"{setting.replace('_', ' ')}, seed {seed}"
+    return row.role.replace("_", " ") if row.role else row.name
+
+
+def _known(folder: Path, made_of: dict[str, object]) -> list[Picture] | None:
+    """Return what was drawn before of the same trainings, where all of it is there."""
+    try:
+        if json.loads((folder / MADE_OF).read_text()) != made_of:
+            return None
+        known = [Picture(**entry) for entry in json.loads((folder / pictures.INDEX).read_text())]
+    except (OSError, ValueError, TypeError):
+        return None
+    return known if all((folder / picture.file).is_file() for picture in known) else None
