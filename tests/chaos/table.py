@@ -72,7 +72,7 @@ FAULTS = {
         "next epoch of that trial, elsewhere",
     ),
     "mlflow-down": (
-        "the MLflow server is killed and comes back after two minutes",
+        "the MLflow server is killed and comes back a minute or more later",
         "the study trains on; what could not be written is written when the server answers",
         "nothing",
         "until MLflow has all again, from the server's return",

@@ -49,6 +49,7 @@ def test_smoke_runs_from_the_wheel(installed, tmp_path, embedded_cache):
     outcome = json.loads(result.read_text())
     assert outcome["terminal"] == outcome["trials"] == 3
     assert [row["role"] for row in outcome["rows"]][:3] == ["source_only", "target_bn", "baseline"]
+    assert "Pictures of the method" in (tmp_path / "mmfa-studies" / "report.html").read_text()
 
 
 def test_the_wheel_is_what_runs(installed, tmp_path):
