@@ -42,6 +42,8 @@ class EpochReport:
     """Exponent of the pooling as learnt so far; none but for GeM."""
     backbone_runs: str = "eager"
     """``eager`` or how it was compiled, and after a semicolon why not otherwise."""
+    system: Mapping[str, float] = dataclasses.field(default_factory=dict, compare=False)
+    """What the epoch took of its machine: ``system/…``, of which MLflow makes a page; see ``mmfa/usage.py``."""
 
     def metrics(self) -> dict[str, float]:
         """Return flat values by metric name: the one place where the names are defined."""
@@ -55,7 +57,7 @@ class EpochReport:
         values["train/seconds"] = self.seconds
         if self.gem_p is not None:
             values["model/gem_p"] = self.gem_p
-        return values
+        return {**values, **self.system}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:

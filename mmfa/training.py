@@ -33,6 +33,7 @@ from mmfa.ranking import NotFiniteError, RetrievalReport
 from mmfa.reports import EpochReport, TestReport
 from mmfa.step import Step
 from mmfa.trace import Trace, part
+from mmfa.usage import Usage
 
 __all__ = ["EpochReport", "Training"]
 
@@ -98,6 +99,7 @@ class Training:
         self.model = self._new_model()
         self._step = Step(self.model, config, self.hardware)
         self._average = self._step.average
+        self._usage = Usage(self.hardware.device)
 
     @property
     def pids(self) -> Ints:
@@ -266,6 +268,7 @@ class Training:
             ended_at=time.time(),
             gem_p=None if self.evaluated_model.gem_p is None else self.evaluated_model.gem_p.item(),
             backbone_runs=self.backbone_runs,
+            system=self._usage.take(),
         )
 
     def _train(self, epoch: int, trace: Trace | None) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
@@ -291,6 +294,7 @@ class Training:
                         mmd = {} if target is None else kernel_metrics(source, target, kernel=self.config.kernel)
                 self._step.update(terms, rate=self._rate(epoch, step))
                 log.add(terms)
+                self._usage.look()
         losses = log.means()
         self._check_weights(epoch + 1)
         return losses, mmd, shares

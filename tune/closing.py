@@ -179,6 +179,8 @@ def _promote_champion(
         "verdict.n": f"{contrast['n_candidate']} and {contrast['n_other']}",
         "verdict.mean": repr(contrast["mean_candidate"]),
     }
+    if best["alignment"] is not None:
+        more["verdict.alignment"] = repr(best["alignment"]["delta"])
     return promotion.promote_champion(
         client, _version(session, recorder, first.name, more), challenged=settled.champion_version
     )

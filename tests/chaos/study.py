@@ -162,5 +162,5 @@ def check_survived(study, *, again=(), hidden=2):
     }  # fmt: skip
     assert found == told, "study.parquet has every epoch of every training once"
     strays = ("attempt-", "error", "owner", "pruned", ".probe-", ".seen-by-all-")
-    left = [path.name for path in study.out.rglob("*") if path.name.startswith(strays)]
+    left = [path.name for path in study.out.glob("storage/**/*") if path.name.startswith(strays)]
     assert left == [] and not list(study.out.rglob("*.corrupt")) and not list(study.out.rglob("*.pulled.tmp"))

@@ -118,7 +118,7 @@ def test_the_candidate_embeds_as_the_trial_did(study, client, embedded_cache):
     best = json.loads(file.read_text())["best"]
     assert version.tags["mmfa.lineage"] == best
     dataset = catalog.load("embedded-target", data_root=None, cache_dir=embedded_cache)
-    images = open_store(build(dataset, cache_dir=embedded_cache, height=32, width=16)).images[:5]
+    images = open_store(build(dataset, cache_dir=embedded_cache, height=64, width=32)).images[:5]
     uri = f"sqlite:///{driver.out / 'mlflow.db'}"
     code = (
         "import mlflow, numpy, sys; mlflow.set_tracking_uri(sys.argv[1]);"

@@ -18,7 +18,7 @@ from mmfa.training import Training
 EMBEDDED = profile("embedded").with_overrides({"model.dropout": 0.0, "model.id_head_width": 8})
 MODES = ["separate", "joint", "domain", "frozen"]
 SHORT = {"optim.num_epochs": 2}
-CLOCK = {"train/seconds", "train/images_per_second"}
+CLOCK = {"train/seconds", "train/images_per_second", "system/process_cpu_percentage", "system/process_memory_megabytes"}
 
 
 def images(num, *, seed, shift=0.0):

@@ -16,7 +16,7 @@ from mmfa.hardware import Hardware
 from mmfa.training import EpochReport, Training
 
 FAST = {"run.precision": "bf16", "run.channels_last": "on"}
-CLOCK = {"train/seconds", "train/images_per_second"}
+CLOCK = {"train/seconds", "train/images_per_second", "system/process_cpu_percentage", "system/process_memory_megabytes"}
 
 
 def numbers(reports):
@@ -47,6 +47,7 @@ def test_learns_and_reports_everything(finished):
     first, _, last = finished.history
     assert last.losses["identity"] < first.losses["identity"]
     assert set(last.metrics()) == {
+        *(f"system/process_{name}" for name in ("cpu_percentage", "memory_megabytes")),
         *(f"train/loss_{name}" for name in ("total", "identity", "attribute", "aal", "mdal")),
         *(f"mmd/{name}" for name in ("kernel_liveness", "median_d2", "plateau", "unbiased")),
         *(f"mmd/attribute_{name}" for name in ("liveness", "unbiased")),

@@ -55,6 +55,10 @@ UNITS = {
     "attributes/information": ("bits", "how much the predicted attributes tell of an image, per attribute"),
     "probe/effective_rank": ("dimensions", "of the target probe's embeddings"),
     "probe/finite": ("0 or 1", "whether all embeddings are finite"),
+    "system/process_cpu_percentage": ("%", "of one core, over the epoch"),
+    "system/process_memory_megabytes": ("MB", "of the worker, at the end of the epoch"),
+    "system/gpu_process_memory_megabytes": ("MB", "the most that the worker had reserved in the epoch"),
+    "system/gpu_": ("%", "of the GPU, by all that run on it"),
     "model/gem_p": ("", "exponent of GeM as learnt so far"),
 }
 """Unit and meaning by the beginning of a metric's name; the longest that fits holds."""
