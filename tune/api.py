@@ -152,7 +152,7 @@ def _find(client: MlflowClient, study: str | None) -> Run:
     if not named:
         known = ", ".join(sorted(run.data.tags[STUDY_TAG] for run in found)) or "none"
         raise MmfaError(f"study must be one that is recorded there ({known}), but got {study!r}.")
-    return max(named, key=lambda run: (run.info.status == "RUNNING", run.info.end_time or 0))
+    return max(named, key=lambda run: max(run.info.start_time or 0, run.info.end_time or 0))
 
 
 def _all(client: MlflowClient, experiments: list[str], wanted: str) -> list[Run]:

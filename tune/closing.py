@@ -230,6 +230,8 @@ def _draw(
         session.lease.check()
         for file in files:
             client.log_artifact(recorder.study_run, str(file))
+        if (pictures := writing.pictures_of(out, session.study_id)).is_dir():
+            client.log_artifacts(recorder.study_run, str(pictures), writing.PICTURES)
     return from_session.about(session, facts)
 
 

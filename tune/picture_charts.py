@@ -85,7 +85,7 @@ def tsne(
     mixed = _mixed(is_target_N)
     return Picture(
         file="tsne.png",
-        title="Source and target features before and after alignment (t-SNE)",
+        title=f"Source and target features: {left} and {right} (t-SNE)",
         alt=(
             f"Two scatter plots of source (crosses) and target (circles). Of the {NEIGHBOURS} nearest neighbours, "
             f"{100 * shares[0]:.0f} % are of the same domain by {left}, {100 * shares[1]:.0f} % by {right}; "

@@ -21,7 +21,7 @@ from mmfa.retrieval import Embedder
 from tune import picture_charts
 from tune.picture_facts import SEED, Model, Official, Picture, Seen, split_of
 
-VERSION = 1
+VERSION = 2
 """Raised whenever a picture changes."""
 INDEX = "pictures.json"
 """In the folder: what was drawn, in the order in which it is to be read."""

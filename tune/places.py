@@ -58,7 +58,7 @@ def places(
         MmfaError: a URL that is none, a folder as tracking URI, or one database for ledger and MLflow.
     """
     for option, url in (("--ledger", ledger), ("--tracking-uri", tracking), ("--storage", storage)):
-        _refuse_secrets(option, url or "")
+        refuse_secrets(option, url or "")
     out = out.expanduser().absolute()
     if "?" in str(out):
         raise MmfaError(f"--out must not contain a question mark, which ends a database's URL, but got {out}.")
@@ -81,7 +81,7 @@ def places(
     )
 
 
-def _refuse_secrets(option: str, url: str) -> None:
+def refuse_secrets(option: str, url: str) -> None:
     """A command is printed, recorded and shown by ``ps``: what is secret must not be part of it."""
     _, mark, rest = url.partition("://")
     location, _, query = rest.partition("?")

@@ -18,6 +18,7 @@ from mmfa.commands import rank
 from mmfa.commands.shared import Parser
 from mmfa.errors import ConfigError, MmfaError, did_you_mean
 from tune import environment
+from tune.places import refuse_secrets
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -92,6 +93,7 @@ def fetched(uri: str, *, tracking: str | None) -> Iterator[Path]:
     Raises:
         ConfigError: no such MLflow, model, alias or version.
     """
+    refuse_secrets("--tracking-uri", tracking or "")
     where = tracking or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{DATABASE.absolute()}"
     if where.startswith("sqlite:///") and not Path(where.removeprefix("sqlite:///")).is_file():  # MLflow would make it
         file = where.removeprefix("sqlite:///")
@@ -100,6 +102,7 @@ def fetched(uri: str, *, tracking: str | None) -> Iterator[Path]:
     import mlflow
     from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
+    from sqlalchemy.exc import SQLAlchemyError
 
     from tune.places import first_line
 
@@ -114,7 +117,7 @@ def fetched(uri: str, *, tracking: str | None) -> Iterator[Path]:
                 path = Path(mlflow.artifacts.download_artifacts(artifact_uri=exact, dst_path=folder))
                 flavor = mlflow.models.Model.load(str(path)).flavors["python_function"]
                 export = path / flavor["artifacts"]["checkpoint"]["path"]
-            except (MlflowException, OSError) as error:
+            except (MlflowException, SQLAlchemyError, OSError) as error:
                 raise ConfigError(f"--model {uri}: MLflow says: {first_line(error)}.") from error
             except KeyError as error:
                 raise ConfigError(f"--model {uri} holds no model of mmfa; name one that a study promoted.") from error

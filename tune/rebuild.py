@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -91,12 +92,25 @@ def main(arguments: Sequence[str]) -> int:
     except SQLAlchemyError as error:
         raise MmfaError(f"the ledger cannot be read: {first_line(error)}.") from None
     try:
+        if options.pictures is None:
+            _fetch_pictures(client, run, writing.pictures_of(where.out, study_id))
         page, rows = writing.write(facts, where.out, pictures=options.pictures)
     except OSError as error:
         raise ConfigError(f"--out: {where.out} cannot be written ({error.strerror}).") from None
     state = "" if facts.closed else " The study is not finished, and the page says so."
     sys.stdout.write(f"Report of {study_id}: {page}, {len(facts.trainings)} trainings. As data: {rows}.{state}\n")
     return 0
+
+
+def _fetch_pictures(client: MlflowClient, run: Run, folder: Path) -> None:
+    """Have the pictures of the method where the page looks for them, if the study's run has them."""
+    from tune.report import writing
+
+    if folder.exists() or writing.PICTURES not in [item.path for item in client.list_artifacts(run.info.run_id)]:
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".pictures-") as temporary:
+        Path(client.download_artifacts(run.info.run_id, writing.PICTURES, temporary)).rename(folder)
 
 
 def _ledger(url: str) -> Ledger:

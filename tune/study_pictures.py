@@ -22,7 +22,8 @@ def draw(session: Session, found: Outcome, folder: Path) -> list[Picture]:
     """Draw the pictures of a finished study, or find them drawn; the reading of the test labels is counted.
 
     Between the baseline's and the best candidate's first fresh seed; without confirmations, the baseline and the best
-    trial; in a comparison, the first two arms that it judges. t-SNE's left side is the control without alignment.
+    trial; in a comparison, the first two arms that it judges. t-SNE's left side is the same
+    setting and seed without alignment (λ2 = λ3 = 0), or else the control ``source_only``.
 
     Args:
         session: of the study.
@@ -40,10 +41,10 @@ def draw(session: Session, found: Outcome, folder: Path) -> list[Picture]:
     if pair is None:
         return []
     before, after = pair
-    source_only = found.control("source_only")[:1]
+    unaligned = _unaligned(found, after)
     if session.plan.labelled:
         session.count_reading(pictures.READING)
-    made_of = {"version": pictures.VERSION, "runs": [row.name for row in (before, after, *source_only)]}
+    made_of = {"version": pictures.VERSION, "runs": [row.name for row in (before, after, *unaligned)]}
     if (known := _known(folder, made_of)) is not None:
         return known
 
@@ -61,12 +62,19 @@ def draw(session: Session, found: Outcome, folder: Path) -> list[Picture]:
         source=source,
         target=target,
         folder=temporary,
-        unaligned=model(source_only[0]) if source_only else None,
+        unaligned=model(unaligned[0]) if unaligned else None,
     )
     (temporary / MADE_OF).write_text(json.dumps(made_of))
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
     return drawn
+
+
+def _unaligned(found: Outcome, after: Row) -> list[Row]:
+    """Return the same setting and seed without alignment, where it was confirmed beside it, else ``source_only``."""
+    setting, dash, seed = after.name.rpartition("-s")
+    matched = [row for row in found.rows if row.name == f"{setting}{confirm.MATCHED}{dash}{seed}"]
+    return [row for row in matched if row.value is not None] or found.control("source_only")[:1]
 
 
 def _pair(session: Session, found: Outcome) -> tuple[Row, Row] | None:

@@ -53,7 +53,7 @@ def arrange(
     """
     tags = client.get_experiment(experiment).tags
     key = urllib.parse.quote(study)
-    link = f"- [{study}](#/experiments/{experiment}/runs?viewStateShareKey={key}): {question}"
+    link = f"- [{study}](#/experiments/{experiment}/runs?viewStateShareKey={key}): {' '.join(question.split())}"
     at = int(1000 * registered_at)
     view = {"name": study, "createdAt": at, "updatedAt": at, "state": packed(state(study, axes))}
     wanted = {f"{TAG}{study}": json.dumps(view), NOTE: _linked(tags.get(NOTE, ABOUT), study, link)}
@@ -74,7 +74,7 @@ def _linked(text: str, study: str, link: str) -> str:
     links = [link, *links] if own is None else [*links[:own], link, *links[own + 1 :]]
     while len("\n".join(links)) + len(rest) + 2 > LONGEST and len(links) > 1:
         del links[-1]
-    return "\n".join([*links, "", rest])
+    return "\n".join([*links, "", rest])[:LONGEST]
 
 
 def packed(view: dict[str, Any]) -> str:

@@ -19,7 +19,7 @@ def percent(value: float | None) -> str:
 
 def points(value: float | None) -> str:
     """Return a difference of fractions in points, signed, or a dash."""
-    return "–" if value is None else f"{100 * value:+.1f}"
+    return "–" if value is None else f"{round(100 * value, 1) + 0.0:+.1f}"
 
 
 def duration(seconds: float) -> str:

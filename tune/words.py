@@ -186,9 +186,9 @@ def _next(plan: Plan, record: Mapping[str, Any] | None) -> str:
             for one in record["judgements"]
             if one["word"] == "BEATS"
             and one["alignment"] is not None
-            and one["alignment"]["delta"] <= one["rest"]["delta"]
+            and (one["alignment"]["interval"] is None or one["alignment"]["interval"][0] <= 0)
         ]
-        credit = " Credit alignment with its own share only: most of the gain comes from elsewhere." if won else ""
+        credit = " Do not credit alignment: its own share of the gain is not told from 0." if won else ""
         stays = [one for one in record["judgements"] if one["against"] == "champion" and one["word"] != "BEATS"]
         rule = " It does not beat the standing champion, which stays." if stays else ""
         use = f"use the setting that BEATS, and report these means with n, sd and the interval.{rule}{credit}"

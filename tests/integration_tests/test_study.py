@@ -99,16 +99,15 @@ def test_runs_carry_what_a_reviewer_asks(study, client):
     assert "mmd/kernel_liveness" not in by_role["source_only"].data.metrics
 
 
-def test_the_page_is_made_again_from_mlflow_and_the_ledger(study):
+def test_the_page_is_made_again_from_mlflow_and_the_ledger(study, tmp_path):
     driver, _ = study
     files = [driver.out / "report.html", driver.out / "study.parquet"]
     before = [file.read_bytes() for file in files]
     assert b"Pictures of the method" in before[0]
     (result,) = driver.out.glob("tiny-????????????.json")
-    for file in files:
-        file.unlink()
-    assert cli.main(["report", "--study-run", result.stem, "--out", str(driver.out)]) == 0
-    assert [file.read_bytes() for file in files] == before
+    kept = [f"--ledger=sqlite:///{driver.out / 'ledger.db'}", f"--tracking-uri=sqlite:///{driver.out / 'mlflow.db'}"]
+    assert cli.main(["report", "--study-run", result.stem, "--out", str(tmp_path / "empty"), *kept]) == 0
+    assert [(tmp_path / "empty" / file.name).read_bytes() for file in files] == before, "pictures and all"
 
 
 def test_the_candidate_embeds_as_the_trial_did(study, client, embedded_cache):

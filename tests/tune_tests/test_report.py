@@ -272,10 +272,10 @@ def test_pictures_of_the_method(judged, tmp_path):
     folder.mkdir()
     (folder / "one.png").write_bytes(PNG)
     (folder / "pictures.json").write_text(json.dumps([ENTRY]))
-    assert "Pictures of the method" not in read(judged.out).text
+    assert "There are none: they need two trainings to compare" in read(judged.out).text
     before, after = rebuilt(judged.out, judged.study_id, "--pictures", folder)
     found = read(judged.out)
-    assert "Pictures of the method" in found.text and "A <gallery>" in found.text
+    assert "There are none: they" not in found.text and "A <gallery>" in found.text
     assert any(link.startswith("data:image/png;base64,iVBOR") for link in found.links)
     shutil.copytree(folder, writing.pictures_of(judged.out, judged.study_id))
     assert rebuilt(judged.out, judged.study_id)[1] == after, "the study's own folder is looked for"

@@ -76,6 +76,17 @@ def test_unconfirmed_it_is_the_baseline_and_the_best_trial(make):
     assert [study_pictures._title(one) for one in pair] == ["search/0000", "search/0001"]
 
 
+def test_the_same_setting_and_seed_without_alignment_stands_beside_it(make):
+    """Else a t-SNE of two settings and two seeds would be called that of alignment."""
+    matched = row("confirm/search-0001-matched-s1000", 0.3, "search-0001-matched")
+    session, found = make([*CONTROLS, *TRIALS, *CONFIRMED, matched])
+    _, after = study_pictures._pair(session, found)
+    assert names(study_pictures._unaligned(found, after)) == ("confirm/search-0001-matched-s1000",)
+    assert study_pictures._title(matched) == "search-0001-matched, seed 1000"
+    _, found = make([*CONTROLS, *TRIALS])
+    assert names(study_pictures._unaligned(found, TRIALS[1])) == ("controls/source_only-s0",)
+
+
 def test_where_the_baseline_is_the_best_there_is_nothing_to_compare(make, tmp_path):
     session, found = make([row("search/0000", 0.9), *TRIALS[1:]])
     assert study_pictures.draw(session, found, tmp_path / "pictures") == []

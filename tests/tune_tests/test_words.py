@@ -203,8 +203,11 @@ def test_the_share_of_alignment_is_told_with_its_n():
 
 def test_alignment_gets_credit_for_its_own_share_only():
     (line,) = said(plan_of(), record_of((NAME, GOOD, runs("m", (0.46, 0.49, 0.45, 0.49, 0.47)))))["Next"]
-    assert line.startswith("use the setting that BEATS, and report these means with n, sd and the interval. Credit ")
-    assert "alignment with its own share only" in line
+    assert line.startswith("use the setting that BEATS, and report these means with n, sd and the interval. Do not ")
+    assert "credit alignment: its own share of the gain is not told from 0." in line
+    clear = tuple(value - 0.1 for value in GOOD)
+    (line,) = said(plan_of(), record_of((NAME, GOOD, runs("m", clear))))["Next"]
+    assert "credit" not in line
 
 
 def test_what_to_do_next():

@@ -54,6 +54,8 @@ def render(facts: Facts, *, pictures: Path | None = None) -> str:
 
 def _sections(facts: Facts, pictures: Path | None) -> list[Section]:
     embedded_pictures: Sequence[Block] = [] if pictures is None else embedded.read(pictures)
+    if not embedded_pictures:
+        embedded_pictures = [Absent("Pictures of the method", "There are none: they need two trainings to compare.")]
     return [
         Section(key="answer", title="The answer", blocks=_answer(facts)),
         Section(key="results", title="Results", blocks=_results(facts)),

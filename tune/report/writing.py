@@ -8,6 +8,8 @@ from tune.report import columns, page
 from tune.report.facts import Facts
 
 PAGE, ROWS = "report.html", "study.parquet"
+PICTURES = "pictures"
+"""Artifact of the study's run: its pictures of the method."""
 
 
 def pictures_of(out: Path, study_id: str) -> Path:
