@@ -64,8 +64,9 @@ class LossLog:
     def _send(self) -> None:
         if self._pending:
             values = torch.stack(self._pending).to("cpu", non_blocking=True)
-            on_gpu = self._pending[0].device.type == "cuda"
-            self._sent.append((values, torch.cuda.current_stream().record_event() if on_gpu else None))
+            device = self._pending[0].device
+            on_gpu = device.type == "cuda"
+            self._sent.append((values, torch.cuda.current_stream(device).record_event() if on_gpu else None))
             self._pending.clear()
 
     def _read(self, *, but: int) -> None:

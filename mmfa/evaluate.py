@@ -25,7 +25,7 @@ from mmfa.data.store import Store
 from mmfa.hardware import Hardware
 from mmfa.model import MMFA
 from mmfa.norm import DomainRole
-from mmfa.ranking import RetrievalReport, distances, mean_report, rank
+from mmfa.ranking import RetrievalReport, mean_report, rank_features
 from mmfa.reports import TestReport
 
 BATCH = 128
@@ -186,8 +186,9 @@ def retrieve(
     """
 
     def ranked(query_QD: Tensor, gallery_GD: Tensor) -> RetrievalReport:
-        return rank(
-            distances(query_QD, gallery_GD),
+        return rank_features(
+            query_QD,
+            gallery_GD,
             query_pids=domain.pids[query_rows],
             query_camids=domain.camids[query_rows],
             gallery_pids=domain.pids[gallery_rows],

@@ -67,15 +67,18 @@ class Hardware:
 
 
 def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(name)
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
     except RuntimeError as error:
         raise ConfigError(f"device must be 'auto', 'cpu', 'cuda' or 'cuda:N', but got {name!r}.") from error
     if device.type == "cpu" or (device.type == "cuda" and (device.index or 0) < torch.cuda.device_count()):
-        return device
+        # Some of torch's calls take a GPU by its number only.
+        return device if device.type == "cpu" else torch.device("cuda", _number(device))
     raise ConfigError(f"device {name!r} is not there (GPUs seen: {torch.cuda.device_count()}); use 'cpu' or 'auto'.")
+
+
+def _number(device: torch.device) -> int:
+    return torch.cuda.current_device() if device.index is None else device.index
 
 
 def _has_bf16(device: torch.device) -> bool:

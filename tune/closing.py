@@ -35,6 +35,7 @@ def finish(session: Session, recorder: Recorder, client: MlflowClient, console: 
     written = recorder.flush(seconds=FLUSH_SECONDS)
     found = session.outcome()
     more = _more(session, found)
+    _count_pictures(session, found)
     verdict = judging.judge(session, found)
     report = summary.Report(session.plan, found, verdict, more)
     console.rich.print(summary.table(session.plan, found))
@@ -66,6 +67,12 @@ def finish(session: Session, recorder: Recorder, client: MlflowClient, console: 
         console.say(line)
     _where(session, console, judged=verdict is not None)
     return 0
+
+
+def _count_pictures(session: Session, found: outcomes.Outcome) -> None:
+    from tune import study_pictures  # matplotlib is for the end of a study only
+
+    study_pictures.count(session, found)
 
 
 def _more(session: Session, found: outcomes.Outcome) -> dict[str, Any]:

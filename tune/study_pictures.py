@@ -19,7 +19,7 @@ MADE_OF = "made-of.json"
 
 
 def draw(session: Session, found: Outcome, folder: Path) -> list[Picture]:
-    """Draw the pictures of a finished study, or find them drawn; the reading of the test labels is counted.
+    """Draw the pictures of a finished study, or find them drawn; see :func:`count` for the reading of test labels.
 
     Between the baseline's and the best candidate's first fresh seed; without confirmations, the baseline and the best
     trial; in a comparison, the first two arms that it judges. t-SNE's left side is the same
@@ -42,8 +42,6 @@ def draw(session: Session, found: Outcome, folder: Path) -> list[Picture]:
         return []
     before, after = pair
     unaligned = _unaligned(found, after)
-    if session.plan.labelled:
-        session.count_reading(pictures.READING)
     made_of = {"version": pictures.VERSION, "runs": [row.name for row in (before, after, *unaligned)]}
     if (known := _known(folder, made_of)) is not None:
         return known
@@ -68,6 +66,12 @@ def draw(session: Session, found: Outcome, folder: Path) -> list[Picture]:
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
     return drawn
+
+
+def count(session: Session, found: Outcome) -> None:
+    """Count the reading of the official test labels that the pictures take, before the verdict says how many it was."""
+    if session.plan.labelled and _pair(session, found) is not None:
+        session.count_reading(pictures.READING)
 
 
 def _unaligned(found: Outcome, after: Row) -> list[Row]:

@@ -129,8 +129,10 @@ def resample(images_BhwC: Tensor, boxes_B4: Ints, *, height: int, width: int) ->
     vertical_BHh = _weights(boxes[:, 0], boxes[:, 2], from_size=from_height, to_size=height)
     horizontal_BWw = _weights(boxes[:, 1], boxes[:, 3], from_size=from_width, to_size=width)
     rows_BHwC = (vertical_BHh @ images_BhwC.float().flatten(2)).view(num, height, from_width, channels)
-    images_BHWC = horizontal_BWw[:, None] @ rows_BHwC
-    return images_BHWC.round_().clamp_(0, 255).to(torch.uint8)
+    # One product an image: weights that are broadcast over H would be copied H times.
+    columns_BwX = rows_BHwC.transpose(1, 2).reshape(num, from_width, height * channels)
+    images_BWHC = (horizontal_BWw @ columns_BwX).view(num, width, height, channels)
+    return images_BWHC.round_().clamp_(0, 255).to(torch.uint8).transpose(1, 2).contiguous()
 
 
 def _weights(starts_B: Tensor, sizes_B: Tensor, *, from_size: int, to_size: int) -> Tensor:

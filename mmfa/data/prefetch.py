@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import queue
 import threading
 from collections.abc import Generator, Iterator
@@ -30,7 +31,13 @@ def prefetch_onto(device: torch.device, items: Iterator[Tensors]) -> Generator[T
     """
     if device.type != "cuda":
         return prefetch(items)
-    return _awaited(prefetch(_recorded(items, torch.cuda.Stream(device))))  # type: ignore[no-untyped-call]
+    return _awaited(prefetch(_recorded(items, _stream(device))), device)
+
+
+@functools.cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """Return the stream of a device's batches: memory is kept by stream, and a new one each epoch would keep more."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def _recorded(items: Iterator[Tensors], stream: torch.cuda.Stream) -> Iterator[tuple[Tensors, torch.cuda.Event]]:
@@ -42,10 +49,10 @@ def _recorded(items: Iterator[Tensors], stream: torch.cuda.Stream) -> Iterator[t
         yield item, stream.record_event()
 
 
-def _awaited(made: Generator[tuple[Tensors, torch.cuda.Event]]) -> Generator[Tensors]:
+def _awaited(made: Generator[tuple[Tensors, torch.cuda.Event]], device: torch.device) -> Generator[Tensors]:
     with contextlib.closing(made):
         for item, event in made:
-            stream = torch.cuda.current_stream()
+            stream = torch.cuda.current_stream(device)
             stream.wait_event(event)
             for tensor in item:
                 if tensor is not None:

@@ -68,8 +68,8 @@ def test_the_verdict_is_of_fresh_seeds_and_every_reading_is_counted(study):
     assert one["alignment"]["delta"] == pytest.approx(means[one["candidate"]] - means[f"{one['candidate']}-matched"])
     low, high = one["contrast"]["interval"]
     assert low < one["contrast"]["delta"] < high
-    # 5 trials and controls, 6 confirmations, the verdict, the regret table
-    assert verdict["readings"]["total"] == 13 and "They were read 13 times" in text
+    # 5 trials and controls, 6 confirmations, the verdict, the regret table, the pictures
+    assert verdict["readings"]["total"] == 14 and "They were read 14 times" in text
     assert verdict["registered"]["protocol"]["delta_min"] == 1.0
     assert verdict["registered"]["at"] < verdict["written_at"]
 

@@ -9,7 +9,7 @@ import torch
 from mmfa_tests.conftest import tiny_store
 from references import attributes as reference
 
-from mmfa import evaluate, reports
+from mmfa import evaluate, ranking, reports
 from mmfa.data.attributes import encode
 from mmfa.errors import DataError
 from mmfa.model import MMFA
@@ -72,7 +72,7 @@ def test_cosine_map_is_that_of_cosine_distances(finished, target):
     )
     cosine = 1 - torch.nn.functional.cosine_similarity(query[:, None].double(), gallery[None].double(), dim=2)
     domain = target.domain
-    expected = evaluate.rank(
+    expected = ranking.rank(
         cosine.numpy(),
         query_pids=domain.pids[rows("query")],
         query_camids=domain.camids[rows("query")],

@@ -90,6 +90,7 @@ def test_the_same_setting_and_seed_without_alignment_stands_beside_it(make):
 def test_where_the_baseline_is_the_best_there_is_nothing_to_compare(make, tmp_path):
     session, found = make([row("search/0000", 0.9), *TRIALS[1:]])
     assert study_pictures.draw(session, found, tmp_path / "pictures") == []
+    study_pictures.count(session, found)
     assert session.readings == [] and not (tmp_path / "pictures").exists()
 
 
@@ -131,6 +132,7 @@ def finished(make, training, monkeypatch):
 def test_they_are_drawn_once_and_the_reading_is_counted(finished, tmp_path, monkeypatch):
     session, found = finished
     folder = tmp_path / "mine.pictures"
+    study_pictures.count(session, found)
     drawn = study_pictures.draw(session, found, folder)
     assert session.readings == ["pictures of the method; chose nothing"]
     assert {picture.file for picture in drawn} < {path.name for path in folder.iterdir()}
