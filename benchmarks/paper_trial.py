@@ -18,6 +18,7 @@ is waited for, which keeps a GPU from overlapping them, so that they add up to m
 """
 
 import argparse
+import re
 import statistics
 import sys
 import tempfile
@@ -100,10 +101,12 @@ def train(options):
     training = Training(config_of(options, num_epochs=options.epochs), device=options.device, **data)
     for report in training.epochs():
         sys.stderr.write(f"epoch {report.epoch}: {report.seconds:.1f} s, {report.images_per_second:,.0f} images/s\n")
+    speeds = [report.images_per_second for report in training.history]
+    sys.stderr.write(f"{len(speeds)} epochs: {time.perf_counter() - started:.1f} s; the test follows\n")
     before = time.perf_counter()
     training.test()
     ended = time.perf_counter()
-    speeds = [report.images_per_second for report in training.history]
+    sys.stderr.write(f"all of it: {ended - started:.1f} s; the parts of a step follow\n")
     return ended - started, speeds, ended - before, training
 
 
@@ -115,6 +118,11 @@ def parts(options):
         training = Training(config_of(options, num_epochs=1), device=options.device, trace=trace, **few)
         next(training.epochs())
         return {name: lines.rounded(seconds) for name, seconds, share in trace.rows() if share == share}
+
+
+def where(device):
+    """Return the name of a GPU, or ``a CPU``: results of one are not those of another."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "a CPU"
 
 
 def measure(options):
@@ -130,12 +138,16 @@ def measure(options):
         "precision": "bf16" if training.hardware.bf16 else "fp32", "backbone": training.backbone_runs,
         "pixels_on_device": training._batches.pixels["source"].resident,
     }  # fmt: skip
-    told = {"evaluation": lines.rounded(tested), "parts_of_a_step": parts(options)}
+    try:
+        shares = parts(options)
+    except Exception as error:  # the profiler's: what was measured before is not lost with it
+        shares = f"not measured ({type(error).__name__}: {error})"
+    told = {"evaluation": lines.rounded(tested), "parts_of_a_step": shares}
     judged = options.steps == FULL and options.epochs == 25 and "H200" in lines.hardware()
     whole_bar = {"peer": SECONDS, "ratio": seconds / SECONDS, "at_most": 1.0}
     speed_bar = {"peer": SPEED, "ratio": speed / SPEED, "at_least": 1.0}
     none = {"peer": None, "ratio": None}
-    name, rate = "paper-scale trial", flops * speed / (2 * BATCH)
+    name, rate = f"paper-scale trial on {where(device)}", flops * speed / (2 * BATCH)
     return [
         lines.figure(name, ours=seconds, n=1, **(whole_bar if judged else none), **told, **details),
         lines.figure(
@@ -159,7 +171,8 @@ def main():
     parser.add_argument("--torch-trace", metavar="DIR", help="keep the profiler's files of the parts' training")
     parser.add_argument("--record", action="store_true")
     options = parser.parse_args()
-    lines.emit(measure(options), "paper-trial", options.record)
+    kind = re.sub(r"\W+", "-", where(Hardware.choose(options.device).device)).strip("-").lower()
+    lines.emit(measure(options), f"paper-trial-{kind}", options.record)
 
 
 if __name__ == "__main__":

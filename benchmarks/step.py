@@ -23,7 +23,7 @@ from mmfa import compiled
 from mmfa.config import profile
 from mmfa.data.batches import Batches
 from mmfa.diagnostics import LossLog
-from mmfa.hardware import Hardware
+from mmfa.hardware import Hardware, deterministic
 from mmfa.model import build
 from mmfa.optim import build_sgd, set_rate
 from mmfa.step import Step
@@ -120,8 +120,9 @@ def measure(network, device, *, rounds, num_steps):
         "backbone": steps.step.backbone_runs,
     }
     images = 64 * steps.num_steps
-    whole = lines.pairs(steps.whole, steps.bare, rounds)
-    joint = lines.pairs(steps.bare, steps.joint, rounds)
+    with deterministic(steps.hardware.device, seed=(0, 0)):  # as a training does
+        whole = lines.pairs(steps.whole, steps.bare, rounds)
+        joint = lines.pairs(steps.bare, steps.joint, rounds)
     return [
         lines.line(
             f"training step of {network} on the {kind}, against the bare step",
