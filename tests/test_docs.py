@@ -30,3 +30,16 @@ def test_links_lead_somewhere(page):
 def test_readme_names_every_shipped_study():
     text = (ROOT / "README.md").read_text()
     assert [name for name in library.names() if f"`{name}`" not in text] == []
+
+
+def test_every_message_of_the_faq_is_said_somewhere():
+    """Quoted as it is written in the source, where a sentence may be broken over lines."""
+    page = (ROOT / "docs" / "faq.md").read_text().partition("## Questions")[0]
+    quoted = re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE)
+    said = "".join(
+        path.read_text() for name in ("mmfa", "studies", "tune") for path in sorted((ROOT / name).rglob("*.py"))
+    )
+    said = re.sub(r"\"\s*\n\s*f?\"", "", said)
+    assert len(quoted) > 15
+    for message in quoted:
+        assert message in said, f"nothing says {message!r} any more"
