@@ -31,7 +31,7 @@ CLOCK = "train/seconds"
 """Every epoch reports it: what else carries its time was measured in that epoch."""
 CMC = "cmc/target"
 AFTER = ("target/", "target_a_to_b/", "target_b_to_a/", "probe/", "pseudo/", "cluster/", "attributes/", "label_free/",
-         "cmc/", "system/")  # fmt: skip
+         "cmc/")  # fmt: skip
 """Beginnings of metrics that are not of an epoch: they are in the ledger, or none of the training's."""
 REPLAYS = "replays.jsonl"
 FINISHED = "FINISHED"
