@@ -4,6 +4,7 @@ PYTHON ?= python3
 STUDY ?= lambdas
 OUT ?= mmfa-studies
 PORT ?= 5000
+JOBS ?= 2
 BIN := .venv/bin
 
 .PHONY: study test test-all lint ui recorded bench setup clean
@@ -12,7 +13,7 @@ study: .venv/.installed ## run a study (STUDY=lambdas) on the embedded pair; run
 	@$(BIN)/python tune/run_study.py --study $(STUDY) --out $(OUT)
 
 test: .venv/.tested lint ## everything but the nightly tests
-	$(BIN)/python -m pytest -m "not nightly"
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not nightly"
 
 test-all: .venv/.tested lint
 	$(BIN)/python -m pytest
@@ -31,8 +32,8 @@ recorded:
 	@test -s '$(OUT)/mlflow.db' || { echo 'make ui shows what a study has recorded, but there is no $(OUT)/mlflow.db:' \
 		'run make study first, or name the folder of a study with OUT=...'; exit 1; }
 
-bench: .venv/.installed ## every benchmark as one table: ours, the peer or the limit, the bar, met or not (about an hour)
-	@$(BIN)/python benchmarks/table.py
+bench: .venv/.installed ## every benchmark as one table: ours, the peer or the limit, the bar, met or not (about an hour; RECORD=1 keeps the results)
+	@$(BIN)/python benchmarks/table.py $(if $(RECORD),--record)
 
 setup: .venv/.installed
 
