@@ -27,6 +27,7 @@ EXTRA = {
     "mmfa/retrieval.py": {"PIL"},
     "tune/mirror.py": {"pyarrow"},
     "tune/nodes.py": {"filelock"},
+    "tune/preflight.py": {"filelock"},
     "tune/api.py": {"pandas"},
     "tune/picture_charts.py": {"matplotlib", "threadpoolctl"},
     "tune/report": {"jinja2", "markupsafe", "matplotlib", "pyarrow"},

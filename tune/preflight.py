@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import filelock
 import sqlalchemy as sa
 
 from mmfa.config import TrialConfig
@@ -132,6 +133,7 @@ def open_tracking(where: Places, *, experiment: str) -> tuple[MlflowClient, str]
     mlflow.set_registry_uri(where.tracking)
     artifacts = None if remote else (where.out / "mlartifacts").as_uri()
     try:
+        _make_whole(where.tracking)
         client = MlflowClient(where.tracking)
         found = client.get_experiment_by_name(experiment)
         if found is not None and found.lifecycle_stage == "deleted":
@@ -142,10 +144,29 @@ def open_tracking(where: Places, *, experiment: str) -> tuple[MlflowClient, str]
         if found is None:
             return client, client.create_experiment(experiment, artifacts, EXPERIMENT_TAGS)
         return client, found.experiment_id
-    except (MlflowException, sa.exc.SQLAlchemyError, ImportError) as error:
+    except (MlflowException, sa.exc.SQLAlchemyError, ImportError, OSError) as error:
         raise MmfaError(
             f"MLflow at {safe_url(where.tracking)} cannot be used: {first_line(error)}. Give another --tracking-uri."
         ) from None
+
+
+def _make_whole(uri: str) -> None:
+    """Have MLflow make a new file under another name, then move it: half of its migrations cannot be gone on with."""
+    file = Path(uri.removeprefix("sqlite:///"))
+    if not uri.startswith("sqlite:///") or file.exists():
+        return
+    from mlflow.tracking import MlflowClient
+
+    with filelock.FileLock(file.with_name(f".{file.name}.lock")):
+        if file.exists():
+            return
+        for left in file.parent.glob(f".{file.name}.new*"):
+            left.unlink()
+        new = file.with_name(f".{file.name}.new")
+        client = MlflowClient(f"sqlite:///{new}")
+        client.search_experiments(max_results=1)
+        client._tracking_client.store.engine.dispose()
+        new.rename(file)
 
 
 def _check_server(uri: str) -> None:
