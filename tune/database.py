@@ -12,6 +12,7 @@ import bisect
 import copy
 import datetime
 import json
+import logging
 import sys
 from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,27 +20,23 @@ from typing import Any
 
 import optuna
 import sqlalchemy as sa
-from optuna.distributions import BaseDistribution, check_distribution_compatibility, distribution_to_json
-from optuna.exceptions import StorageInternalError
+from optuna.distributions import BaseDistribution, check_distribution_compatibility
 from optuna.storages._rdb import models
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from mmfa.errors import MmfaError
+from tune import rows
+from tune.places import first_line
+
+logger = logging.getLogger(__name__)
 
 SCHEMA = 12
 """Version of Optuna's tables that is written here."""
 BEST = 25
 """Trials that TPE takes for good ones, at most (``default_gamma``): a part of a study that has these has them all."""
-TRIALS: sa.Table = models.TrialModel.__table__
-KEYS: dict[sa.Table, str] = {
-    models.TrialParamModel.__table__: "param_name",
-    models.TrialUserAttributeModel.__table__: "key",
-    models.TrialSystemAttributeModel.__table__: "key",
-    models.TrialIntermediateValueModel.__table__: "step",
-    models.TrialValueModel.__table__: "objective",
-}
-"""The tables of what a trial has, and what tells their rows of one trial apart."""
+TRIES = 5
+"""How often a write is tried whose connection breaks; to each connection a database that is away gets its time."""
 
 
 class Known:
@@ -188,22 +185,38 @@ class Database(optuna.storages.BaseStorage):
             self._before = None
 
     def write(self, before: Mapping[tuple[int, int], FrozenTrial | None]) -> None:
-        """Bring the tables up to what is known here.
+        """Bring the tables up to what is known here; where the connection breaks, on another one.
 
         Args:
             before: What they have of the trials that were changed, by study and number; None of new ones.
+
+        Raises:
+            OperationalError: the connection broke too often, or in the commit itself, which may have been made or not.
         """
+        for tries_left in reversed(range(TRIES)):
+            try:
+                with self.engine.begin() as connection:
+                    added = self._write(connection, before)
+            except sa.exc.OperationalError as error:
+                committing = error.statement is None
+                if not tries_left or committing or not error.connection_invalidated:
+                    raise
+                logger.warning("the ledger went away; what it was to be told is sent again: %s", first_line(error))
+            else:
+                self._ids |= added
+                return
+
+    def _write(self, connection: sa.Connection, before: Mapping[tuple[int, int], FrozenTrial | None]) -> dict[int, int]:
         added = {}
-        with self.engine.begin() as connection:
-            for where, old in before.items():
-                new = self._now(where)
-                if old is None:
-                    row = added[new._trial_id] = _add(connection, where[0], new)
-                else:
-                    row = self._ids.get(new._trial_id, new._trial_id)
-                    _update(connection, row, old, new)
-                _write_rest(connection, row, old, new)
-        self._ids |= added
+        for where, old in before.items():
+            new = self._now(where)
+            if old is None:
+                row = added[new._trial_id] = rows.add(connection, where[0], new)
+            else:
+                row = self._ids.get(new._trial_id, new._trial_id)
+                rows.update(connection, row, old, new)
+            rows.write_rest(connection, row, old, new)
+        return added
 
     def _now(self, where: tuple[int, int]) -> FrozenTrial:
         study_id, number = where
@@ -331,68 +344,3 @@ def _own(trial: FrozenTrial) -> FrozenTrial:
     for name in ("params", "distributions", "user_attrs", "system_attrs", "intermediate_values"):
         setattr(own, name, dict(getattr(trial, name)))
     return own
-
-
-def _utc(moment: datetime.datetime | None) -> datetime.datetime | None:
-    """Return a local time as the tables have it."""
-    return None if moment is None else moment.astimezone(datetime.UTC).replace(tzinfo=None)
-
-
-def _own_row(trial: FrozenTrial) -> dict[str, Any]:
-    times = {"datetime_start": _utc(trial.datetime_start), "datetime_complete": _utc(trial.datetime_complete)}
-    return {"state": trial.state, **times}
-
-
-def _add(connection: sa.Connection, study_id: int, trial: FrozenTrial) -> int:
-    """Insert a trial; return its id."""
-    row = {"number": trial.number, "study_id": study_id, **_own_row(trial)}
-    key = connection.execute(TRIALS.insert(), row).inserted_primary_key
-    assert key is not None
-    return int(key[0])
-
-
-def _update(connection: sa.Connection, row: int, old: FrozenTrial, new: FrozenTrial) -> None:
-    """Write a trial's new state, where it is still in the old one."""
-    if old.state is new.state:
-        return
-    same = (TRIALS.c.trial_id == row) & (TRIALS.c.state == old.state)
-    if connection.execute(TRIALS.update().where(same).values(**_own_row(new))).rowcount != 1:
-        raise StorageInternalError(f"trial {new.number} is not {old.state.name} in the ledger: it was changed there.")
-
-
-def _rest(trial: FrozenTrial | None) -> list[dict[Any, dict[str, Any]]]:
-    """Return the rows of what a trial has, by key, table by table as in :data:`KEYS`."""
-    if trial is None:
-        return [{} for _ in KEYS]
-    stored_step = models.TrialIntermediateValueModel.intermediate_value_to_stored_repr
-    stored_value = models.TrialValueModel.value_to_stored_repr
-    return [
-        {
-            name: {
-                "param_value": space.to_internal_repr(trial.params[name]),
-                "distribution_json": distribution_to_json(space),
-            }
-            for name, space in trial.distributions.items()
-        },
-        {key: {"value_json": json.dumps(value)} for key, value in trial.user_attrs.items()},
-        {key: {"value_json": json.dumps(value)} for key, value in trial.system_attrs.items()},
-        {
-            step: dict(zip(("intermediate_value", "intermediate_value_type"), stored_step(value), strict=True))
-            for step, value in trial.intermediate_values.items()
-        },
-        {
-            objective: dict(zip(("value", "value_type"), stored_value(value), strict=True))
-            for objective, value in enumerate(trial.values or ())
-        },
-    ]
-
-
-def _write_rest(connection: sa.Connection, row: int, old: FrozenTrial | None, new: FrozenTrial) -> None:
-    """Insert and update the rows of what a trial has."""
-    for (table, key), before, now in zip(KEYS.items(), _rest(old), _rest(new), strict=True):
-        if added := [{"trial_id": row, key: at, **one} for at, one in now.items() if at not in before]:
-            connection.execute(table.insert(), added)
-        for at, one in now.items():
-            if at in before and before[at] != one:
-                same = (table.c.trial_id == row) & (table.c[key] == at)
-                connection.execute(table.update().where(same).values(**one))

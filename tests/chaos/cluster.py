@@ -171,12 +171,19 @@ class Network:
     """
 
     def __init__(self, *names):
-        self.tag = f"mc{os.getpid() % 100000}"
+        self.tag = f"mc{secrets.token_hex(3)}"  # never again: the kernel takes its time to remove a namespace's links
         self.names = names
+        try:
+            self._build()
+        except BaseException:
+            self.end()
+            raise
+
+    def _build(self):
         _ip("link", "add", self.tag, "type", "bridge")
         _ip("addr", "add", "10.77.0.1/24", "dev", self.tag)
         _ip("link", "set", self.tag, "up")
-        for index, name in enumerate(names):
+        for index, name in enumerate(self.names):
             inside, outside = f"{self.tag}i{index}", f"{self.tag}o{index}"
             space = self.space(name)
             _ip("netns", "add", space)
@@ -216,9 +223,10 @@ class Network:
 
     def end(self):
         """Leave nothing behind."""
-        for name in self.names:
-            subprocess.run(["ip", "netns", "del", self.space(name)], check=False)
-        subprocess.run(["ip", "link", "del", self.tag], check=False)
+        for index, name in enumerate(self.names):
+            subprocess.run(["ip", "netns", "del", self.space(name)], check=False, capture_output=True)
+            subprocess.run(["ip", "link", "del", f"{self.tag}o{index}"], check=False, capture_output=True)
+        subprocess.run(["ip", "link", "del", self.tag], check=False, capture_output=True)
 
 
 def _ip(*words):

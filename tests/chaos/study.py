@@ -73,8 +73,8 @@ class Study(Driver):
     def bury(self):
         """Wait until the orphans of a killed driver are gone too."""
         deadline = time.monotonic() + 60
-        while any(carries(process, self.mark) for process in psutil.process_iter()):
-            assert time.monotonic() < deadline, "orphans of the driver live on"
+        while left := [process for process in psutil.process_iter() if carries(process, self.mark)]:
+            assert time.monotonic() < deadline, f"orphans of the driver live on: {left}"
             time.sleep(0.2)
 
     def grow(self, number, *, timeout=240):

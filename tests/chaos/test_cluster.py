@@ -53,7 +53,7 @@ def test_raylet_of_a_node_is_killed_and_the_node_comes_back(cluster, study):
     back = cluster.start_node("a")
     worker, _ = wait_for_busy(study, back)
     record("node-back", min(line["at"] for line in study.commits() if line["pid"] == worker.pid) - at)
-    assert study.process.wait(300) == 0, study.log()
+    assert study.process.wait(900) == 0, study.log()
     check_survived(study)
 
 
@@ -100,5 +100,5 @@ def continue_elsewhere(cluster, study, fault):
         cluster.start_node(name)
     cluster.drive(study)
     record(fault, study.recovery(**study.again()))
-    assert study.process.wait(300) == 0, study.log()
+    assert study.process.wait(900) == 0, study.log()
     check_survived(study)

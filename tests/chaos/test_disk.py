@@ -73,7 +73,7 @@ def test_newest_checkpoint_is_torn(study, how):
     assert again, "no trial was in its middle"
     seconds = study.recovery(**study.again(), of={lineage for lineage, _ in again})
     record("checkpoint-torn" if how == "weights cut short" else "checkpoint-damaged", seconds, how=how)
-    assert study.process.wait(300) == 0, study.log()
+    assert study.process.wait(900) == 0, study.log()
     results = study.results()
     for lineage, epoch in again:
         notes = results[lineage]["notes"]
@@ -105,7 +105,7 @@ def test_storage_is_full_for_a_while(study):
         fill(ballast)
         freed = free_after(study, ballast)
         record("disk-full", study.recovery(freed), full=FULL_SECONDS)
-        assert study.process.wait(300) == 0, study.log()
+        assert study.process.wait(900) == 0, study.log()
         check_survived(study)
 
 
@@ -134,7 +134,7 @@ def test_one_node_runs_out_of_disk(tmp_path, embedded_cache, request):
         freed = free_after(study, ballast)
         assert [line for line in study.commits() if freed - FULL_SECONDS + 10 < line["at"] < freed], "the other goes on"
         record("disk-full-on-a-node", study.recovery(freed, of={lineage}), full=FULL_SECONDS)
-        assert study.process.wait(400) == 0, study.log()
+        assert study.process.wait(900) == 0, study.log()
         check_survived(study)
 
 

@@ -51,6 +51,6 @@ def test_a_node_is_cut_off_and_healed(cluster, tmp_path, embedded_cache, request
     wait_for_busy(study, again)
     worker = busy_worker(study, again)[0]
     record("node-back", min(line["at"] for line in study.commits() if line["pid"] == worker.pid) - back)
-    assert study.process.wait(400) == 0, study.log()
+    assert study.process.wait(900) == 0, study.log()
     assert not [line for line in study.commits() if line["pid"] == zombie.pid and line["at"] > healed]
     check_survived(study)

@@ -41,7 +41,7 @@ def test_workers_are_killed(study):
         at, pid, lineage = found[-1]
         dead.append(pid)
         record("worker-killed", study.recovery(at, of={lineage}, without=dead))
-    assert study.process.wait(300) == 0, study.log()
+    assert study.process.wait(900) == 0, study.log()
     assert not {line["pid"] for line in study.commits() if line["at"] > at} & set(dead)
     check_survived(study)
 
@@ -67,5 +67,5 @@ def test_driver_is_killed_twenty_times(tmp_path, embedded_cache, request):
         study.kill()
     typed = study.again()
     record("driver-killed", study.recovery(**typed), seed=seed)
-    assert study.process.wait(400) == 0, study.log()
+    assert study.process.wait(900) == 0, study.log()
     check_survived(study, hidden=DRIVER_KILLS // 2)

@@ -38,7 +38,7 @@ def test_mlflow_is_down_for_two_minutes(tmp_path, embedded_cache, request):
     back = time.time()
     study.wait_for(lambda: len(recorded(study)) >= len(during) + 6, timeout=60)
     record("mlflow-down", time.time() - back, outage=OUTAGE_SECONDS, epochs_meanwhile=len(during))
-    assert study.process.wait(300) == 0, study.log()
+    assert study.process.wait(900) == 0, study.log()
     check_survived(study)
 
 
@@ -61,7 +61,7 @@ def test_postgres_is_restarted(tmp_path, study, request):
     at = database.restart(seconds=DATABASE_SECONDS)
     back = time.time()
     record("postgres-restarted", study.recovery(back), down=round(back - at, 1))
-    assert study.process.wait(300) == 0, study.log()
+    assert study.process.wait(900) == 0, study.log()
     check_survived(study)
 
 
@@ -84,7 +84,7 @@ def test_s3_fails_for_a_while(tmp_path, embedded_cache, request):
         proxy.failing.clear()
         back = time.time()
         record("storage-failing", study.recovery(back), outage=S3_SECONDS)
-        assert study.process.wait(400) == 0, study.log()
+        assert study.process.wait(900) == 0, study.log()
         check_survived(study)
         left = [key for key in study.objects() if "attempt-" in key or key.endswith((".tmp", "error.txt", "pruned"))]
         assert left == []

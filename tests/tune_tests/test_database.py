@@ -183,3 +183,40 @@ def test_a_part_of_a_long_study(tmp_path):
     with stage.database.part(100):
         assert len(stage.study.get_trials(deepcopy=False)) == 3 + len(values) + len(pruned)
     assert len(stage.study.get_trials(deepcopy=False)) == 103
+
+
+def cut_once(server, engine, event):
+    """End the connection on the server once, after the first statement of a write or when it is to be committed."""
+    cuts = []
+
+    @sa.event.listens_for(engine, event)
+    def _cut(connection, *_):
+        if not cuts:
+            cuts.append(True)
+            pid = connection.connection.dbapi_connection.info.backend_pid
+            with sa.create_engine(server).connect() as other:
+                other.execute(sa.text(f"SELECT pg_terminate_backend({pid}, 10000)"))
+
+    return cuts
+
+
+@pytest.mark.parametrize("url", ["postgresql"], indirect=True)
+def test_a_write_whose_connection_breaks_is_made_again(url, stage, caplog):
+    stage.enqueue({"x": 1.0})
+    cuts = cut_once(url, stage.database.engine, "after_cursor_execute")
+    with stage.at_once():
+        trial = stage.ask()
+        trial.suggest_float("x", 1e-3, 10.0, log=True)
+    assert cuts and "what it was to be told is sent again" in caplog.text
+    assert known(stage) == in_the_tables(url)
+    stage.complete(trial, value=0.5, metrics={"a": 1})
+    assert [one["state"] for one in in_the_tables(url)] == [TrialState.COMPLETE]
+
+
+@pytest.mark.parametrize("url", ["postgresql"], indirect=True)
+def test_a_commit_that_breaks_may_have_been_made_and_is_not_made_again(url, stage):
+    stage.enqueue({"x": 1.0})
+    cuts = cut_once(url, stage.database.engine, "commit")
+    with pytest.raises(sa.exc.OperationalError):
+        stage.enqueue({"x": 2.0})
+    assert cuts and known(stage) == in_the_tables(url) and len(known(stage)) == 1
