@@ -8,11 +8,11 @@ the measured trial nearest to it (each λ in units of its range's logarithm): ev
 measured, seed noise included. `--smooth` answers by a Gaussian process fitted to the table instead, whose noise is
 drawn anew for each trial. The errors of both, each trial predicted from the others, are printed.
 
-Ours is what a study runs: the paper's defaults, `start_up` points of Halton's sequence, then `tune.search.sampler`,
-two trials at a time. Beside it random search, Halton's sequence alone and Optuna's TPE as it comes; ours with other
-start-ups; ours with ASHA at several settings, where the cost is counted in epochs. A setting is *good* where it is
-among the best 5 % of the table. Medians over replays with other seeds; spread is from the lower to the upper
-quartile.
+Ours is what a study runs: the paper's defaults, `start_up` points of Halton's sequence, then `tune.search.sampler`
+(here a Gaussian process), two trials at a time. Beside it TPE after the same start-up, random search, Halton's
+sequence alone and Optuna's TPE as it comes; ours with other start-ups; ours with ASHA at several settings (then TPE
+draws), where the cost is counted in epochs. A setting is *good* where it is among the best 5 % of the table. Medians
+over replays with other seeds; spread is from the lower to the upper quartile.
 """
 
 import argparse
@@ -30,6 +30,7 @@ from scipy.spatial import cKDTree
 
 from studies.library import load
 from studies.plan import SEARCH
+from studies.protocol import Pruning
 from studies.resolve import resolve
 from tune import search
 
@@ -37,14 +38,14 @@ WORKERS, GOOD, NEVER = 2, 0.95, np.inf
 BUDGETS = (10, 20, 40)
 BAR = 0.5
 """Of random search's trials: what ours may take to its best."""
-HALVING = ((1, 2), (1, 3), (2, 2), (2, 3))
-"""Grace period and reduction factor."""
+HALVING = tuple(Pruning(grace_period=grace, reduction_factor=factor) for grace in (1, 2) for factor in (2, 3))
+TPE = "ours with TPE"
+"""A study's search where TPE draws after the start-up, as it does in spaces with choices."""
 
 
-def shipped(*, seed, start_up=None):
+def shipped(*, seed, **changed):
     """Return the plan of the shipped study of this space."""
-    study = load("lambdas")
-    study = study if start_up is None else study.model_copy(update={"start_up": start_up})
+    study = load("lambdas").model_copy(update={name: value for name, value in changed.items() if value is not None})
     return resolve(study, profile_name="embedded", overrides={}, seed=seed)
 
 
@@ -126,23 +127,23 @@ class Found:
         return next((count for one, count in zip(self.values, counts, strict=True) if one >= value), NEVER)
 
 
-def ours(start_up=None, halving=None):
-    """Return a search as a study runs it."""
+def ours(start_up=None, halving=None, kind=None):
+    """Return a search as a study runs it; ``kind`` takes the place of its sampler after the start-up."""
 
     def make(table, seed):
-        plan = shipped(seed=seed, start_up=start_up)
+        plan = shipped(seed=seed, start_up=start_up, pruning=halving)
         arm = plan.arm(SEARCH)
 
         def sampler(index):
-            return search.sampler(plan, num_trials=index)
+            if kind is None:
+                return search.sampler(plan, num_trials=index)
+            entropy = int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
+            return kind(seed=entropy, n_startup_trials=plan.study.start_up)
 
         def known(index):
             return search.start_up_point(plan, arm, index) if index <= plan.study.start_up else None
 
-        if halving is None:
-            return sampler, known, None
-        grace, factor = halving
-        return sampler, known, optuna.pruners.SuccessiveHalvingPruner(min_resource=grace, reduction_factor=factor)
+        return sampler, known, None if halving is None else search.pruner(plan)
 
     return make
 
@@ -219,19 +220,22 @@ def figures(table, runs):
     good = {name: [found.reached(table.good) for found in each] for name, each in runs.items()}
     epochs = {name: [found.reached(table.good, found.epochs) for found in each] for name, each in runs.items()}
     result = []
-    for budget in BUDGETS:
-        goal = statistics.median(found.best(budget) for found in runs["random"])
-        taken = [found.reached(goal) for found in runs["ours"]]
-        name = f"trials of ours to the best of {budget} random ones"
-        result.append(cost(name, taken, [budget] * len(taken), at_most=BAR, unit="trials", goal=round(goal, 4)))
+    goals = {budget: statistics.median(found.best(budget) for found in runs["random"]) for budget in BUDGETS}
+    for who in ("ours", TPE):
+        for budget, goal in goals.items():
+            taken = [found.reached(goal) for found in runs[who]]
+            name = f"trials of {who} to the best of {budget} random ones"
+            bar = {"at_most": BAR} if who == "ours" else {}
+            result.append(cost(name, taken, [budget] * len(taken), unit="trials", goal=round(goal, 4), **bar))
     for name in [name for name in runs if name != "ours" and "ASHA" not in name]:
         result.append(cost(f"trials to the best 5 %: ours against {name}", good["ours"], good[name], unit="trials"))
     for name in [name for name in runs if "ASHA" in name]:
         made = cost(f"epochs to the best 5 %: {name} against ours", epochs[name], epochs["ours"], unit="epochs")
         result.append(made)
-    for trials in (5, *BUDGETS):
-        mine, other = ([found.best(trials) for found in runs[name]] for name in ("ours", "random"))
-        result.append(cost(f"best of {trials} trials: ours against random", mine, other, unit="mAP"))
+    for who in ("ours", TPE):
+        for trials in (5, *BUDGETS):
+            mine, other = ([found.best(trials) for found in runs[name]] for name in (who, "random"))
+            result.append(cost(f"best of {trials} trials: {who} against random", mine, other, unit="mAP"))
     return result
 
 
@@ -253,15 +257,19 @@ def searches(trials):
         "random": (optunas(optuna.samplers.RandomSampler), max(trials, *BUDGETS)),
         "Halton alone": (halton, trials),
         "Optuna's TPE": (optunas(optuna.samplers.TPESampler), trials),
-        **{f"ours with {number} start-up points": (ours(start_up=number), trials) for number in (2, 10, 20)},
-        **{f"ours with ASHA {pair}": (ours(halving=pair), 2 * trials) for pair in HALVING},
+        TPE: (ours(kind=functools.partial(optuna.samplers.TPESampler, multivariate=True, group=True)), trials),
+        **{f"ours with {number} start-up points": (ours(start_up=number), trials) for number in (3, 10, 20)},
+        **{
+            f"ours with ASHA ({one.grace_period}, {one.reduction_factor})": (ours(halving=one), 2 * trials)
+            for one in HALVING
+        },
     }
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--replays", type=int, default=40)
-    parser.add_argument("--trials", type=int, default=60, help="of a search, at most (default: 60)")
+    parser.add_argument("--trials", type=int, default=45, help="of a search, at most (default: 45)")
     parser.add_argument("--smooth", action="store_true", help="answer by the Gaussian process")
     parser.add_argument("--record", action="store_true")
     options = parser.parse_args()

@@ -142,6 +142,12 @@ class Study(Strict):
         return not self.space
 
     @property
+    def suits_gaussian_process(self) -> bool:
+        """Whether all dimensions are numbers, whatever the others are, and trials run to their ends."""
+        depends = (isinstance(dimension, Choices) or dimension.when for dimension in self.dimensions.values())
+        return self.pruning is None and not any(depends)
+
+    @property
     def dimensions(self) -> dict[str, Dimension]:
         """The space as it is searched: a range with ``zero`` is a choice between on and off, and then a range."""
         result: dict[str, Dimension] = {}

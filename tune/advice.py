@@ -98,17 +98,16 @@ def fidelity_sentence(report: dict[str, Any]) -> str:
     """Return in plain words from which epoch on pruning is safe."""
     if not report:
         return ""
+    if (n := report["n"]) < fidelity.MIN_TRIALS:
+        return f"Fidelity: fewer than {fidelity.MIN_TRIALS} full trials (n = {n}) recommend nothing about pruning."
     shown = [row for row in report["epochs"] if row["tau"] is not None]
     picks = [shown[len(shown) * share // 4] for share in (1, 2, 3)] if len(shown) > 3 else shown[:-1]
     taus = ", ".join(f"epoch {p['epoch']}: {p['tau']:.2f} ({p['low']:.2f} to {p['high']:.2f})" for p in picks)
     grace = report["grace_period"]
     if grace is not None:
         advice = f"[pruning] grace_period = {grace} is safe by this."
-    elif report["n"] < fidelity.MIN_TRIALS:
-        advice = f"Fewer than {fidelity.MIN_TRIALS} full trials recommend nothing about pruning."
     else:
         advice = "No epoch before the last is safe to prune at."
     return (
-        f"Fidelity (Kendall's τ of the objective with the last epoch, n = {report['n']} trials, 95 % interval): "
-        f"{taus}. {advice}"
+        f"Fidelity (Kendall's τ of the objective with the last epoch, n = {n} trials, 95 % interval): {taus}. {advice}"
     )

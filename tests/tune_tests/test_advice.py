@@ -192,7 +192,6 @@ def test_the_fidelity_report_is_kendalls_tau_with_the_last_epoch(num):
 @pytest.mark.parametrize(
     ("num", "noise", "grace", "said"),
     [
-        (9, 0.0, None, "Fewer than 10 full trials recommend nothing about pruning."),
         (10, 0.0, 1, "[pruning] grace_period = 1 is safe by this."),
         (12, 2.0, None, "No epoch before the last is safe to prune at."),
     ],
@@ -206,6 +205,11 @@ def test_what_is_said_of_pruning(num, noise, grace, said):
     for point in report["epochs"][1:3]:
         shown = f"epoch {point['epoch']}: {point['tau']:.2f} ({point['low']:.2f} to {point['high']:.2f})"
         assert shown in line
+
+
+def test_of_few_trials_no_interval_is_printed():
+    line = advice.fidelity_sentence(advice.fidelity_report(PLAN, outcome_of(*curves(9, noise=0.0))))
+    assert line == "Fidelity: fewer than 10 full trials (n = 9) recommend nothing about pruning."
 
 
 def test_of_many_epochs_the_sentence_has_three():

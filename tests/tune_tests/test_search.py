@@ -30,6 +30,7 @@ high = 33
 [space."model.pooling"]
 choices = ["max", "average"]
 """
+NUMBERS = MIXED[: MIXED.index('[space."model.pooling"]')]
 CONTROL_RUNS = [
     f"controls/{name}"
     for name in ("baseline-s1", "baseline-s2", *(f"{c}-s{s}" for c in ("source_only", "target_bn") for s in range(3)))
@@ -226,7 +227,6 @@ def test_start_up_points_lie_in_the_space_and_spread(plan):
 
 def test_sampler_seed_moves_with_the_ledger(plan):
     first, second = (search.sampler(plan, num_trials=n) for n in (3, 4))
-    assert isinstance(first, optuna.samplers.TPESampler)
     assert first._rng.rng.randint(2**31) != second._rng.rng.randint(2**31)
 
 
@@ -260,6 +260,20 @@ def plan_of(text, **kwargs):
     return resolve(parse(text, name="mine", origin="mine.toml"), profile_name="embedded", overrides={}, **kwargs)
 
 
+@pytest.mark.parametrize(
+    ("text", "num_trials", "kind"),
+    [
+        (NUMBERS, search.FEW, optuna.samplers.GPSampler),
+        (NUMBERS, search.FEW + 1, optuna.samplers.TPESampler),
+        (NUMBERS + "[pruning]\ngrace_period = 1\n", 6, optuna.samplers.TPESampler),
+        (MIXED, 6, optuna.samplers.TPESampler),
+        (CONDITIONAL, 6, optuna.samplers.TPESampler),
+    ],
+)
+def test_a_gaussian_process_draws_among_few_trials_of_numbers(text, num_trials, kind):
+    assert type(search.sampler(plan_of(text), num_trials=num_trials)) is kind
+
+
 def points_of_the_search(url, plan, folder, *, at_once):
     """Return the points of a search of which so many trials run at once, in the order in which they were asked for."""
     driver, luck, running = Driver(url, plan, folder), random.Random(0), []
@@ -276,7 +290,7 @@ def points_of_the_search(url, plan, folder, *, at_once):
 
 
 def points_of_optuna_alone(plan, *, at_once):
-    """Return the same points by Optuna's own means: its storage, its TPE."""
+    """Return the same points by Optuna's own means: its storage, its samplers."""
     study, luck, running = optuna.create_study(direction="maximize"), random.Random(0), []
     for index in range(1 + plan.study.start_up):
         study.enqueue_trial(search.start_up_point(plan, plan.arms[0], index))
@@ -303,6 +317,14 @@ def test_the_points_are_optunas_until_the_history_is_long(url, tmp_path, monkeyp
     changed = next(index for index in range(80) if shorter[index] != alone[index])
     assert changed >= 20 + at_once, "until then all of it was shown"
     assert len({json.dumps(point) for point in shorter}) == 80
+
+
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_the_points_among_numbers_are_optunas_gaussian_process(url, tmp_path, monkeypatch, at_once):
+    monkeypatch.setattr(search, "FEW", 12)
+    plan = plan_of(NUMBERS, trials=16, quick=True)
+    alone = points_of_optuna_alone(plan, at_once=at_once)
+    assert points_of_the_search(url, plan, tmp_path, at_once=at_once) == alone
 
 
 def test_a_comparison_trains_the_first_seed_of_every_arm_before_the_second(url, tmp_path):
