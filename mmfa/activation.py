@@ -14,6 +14,7 @@ from torch import Tensor
 from mmfa import evaluate
 from mmfa.data.augment import prepare
 from mmfa.data.records import Bytes, Floats, Ints
+from mmfa.hardware import precise
 from mmfa.norm import select
 from mmfa.retrieval import Embedder
 
@@ -56,5 +57,6 @@ def _maps(embedder: Embedder, images: Bytes, rows: Ints) -> Iterator[Tensor]:
     select(model, "target")
     for begin in range(0, len(rows), evaluate.BATCH):
         batch = prepare(images[rows[begin : begin + evaluate.BATCH]], height=data.image_height, width=data.image_width)
-        with torch.no_grad(), hardware.autocast():
-            yield model.backbone(hardware.place(batch)).float()
+        with torch.no_grad(), precise(), hardware.autocast():
+            maps_BDhw = model.backbone(hardware.place(batch)).float()
+        yield maps_BDhw

@@ -22,7 +22,7 @@ from mmfa.data.prefetch import prefetch_onto
 from mmfa.data.protocols import directions
 from mmfa.data.records import Bools, Bytes, Domain, Floats, Ints
 from mmfa.data.store import Store
-from mmfa.hardware import Hardware
+from mmfa.hardware import Hardware, precise
 from mmfa.model import MMFA
 from mmfa.norm import DomainRole
 from mmfa.ranking import RetrievalReport, mean_report, rank_features
@@ -68,7 +68,7 @@ def embed(
     was_training = model.training
     model.eval()
     try:
-        with contextlib.closing(prefetch_onto(hardware.device, prepared())) as batches:
+        with precise(), contextlib.closing(prefetch_onto(hardware.device, prepared())) as batches:
             for number, (images_BCHW,) in enumerate(batches):
                 with hardware.autocast():
                     features_ND[number * size : (number + 1) * size] = model.embed(images_BCHW, domain=domain)

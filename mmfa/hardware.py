@@ -1,14 +1,15 @@
 """Where a model runs: device, precision of the backbone, memory format, compiled or not.
 
-TF32 is used nowhere: under bf16 the convolutions do not need it, the heads are about 1 % of a ResNet-50 step's
-arithmetic, and distances, the kernels' and those that rank, would lose 13 of their 24 bits. ``run.precision=fp32``
-means what it says.
+TF32 is used neither in a training nor where images are embedded: under bf16 the convolutions do not need it, the heads
+are about 1 % of a ResNet-50 step's arithmetic, and distances, the kernels' and those that rank, would lose 13 of their
+24 bits. ``run.precision=fp32`` means what it says.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,8 @@ from torch import Tensor
 
 from mmfa.config import RunConfig
 from mmfa.errors import ConfigError
+
+_OUT_OF_MEMORY = ("CUDA error: out of memory", "CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,13 +90,22 @@ def _has_bf16(device: torch.device) -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether it was for want of GPU memory, which cuDNN, cuBLAS and CUDA's graphs say in words of their own."""
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY)
+
+
+def precise() -> AbstractContextManager[None]:
+    """Return a context in which cuDNN takes no TF32 and the same algorithm each time; outside is what was there."""
+    return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+
+
 @contextlib.contextmanager
 def deterministic(device: torch.device, *, seed: tuple[int, int]) -> Iterator[None]:
-    """Seed torch's global generators within, and put back outside what was there."""
+    """Seed torch's global generators within, :func:`precise` besides, and put back outside what was there."""
     devices = [device] if device.type == "cuda" else []
     state = int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0])
-    flags = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
-    with torch.random.fork_rng(devices), flags:
+    with torch.random.fork_rng(devices), precise():
         torch.default_generator.manual_seed(state)
         for index in devices:
             with torch.cuda.device(index):

@@ -5,11 +5,13 @@ Shapes: N images, Q queries, G gallery images, D pooled dimensions, K results; h
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import io
 import itertools
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -37,6 +39,11 @@ Picture = Path | bytes | Bytes
 
 MAX_PIXELS = 89_478_485
 """Of one image, by which Pillow tells a decompression bomb; larger ones are refused before they are decoded."""
+
+
+LARGE = 8_000_000
+"""Pixels beyond which images are decoded one after the other, however many threads there are: memory is not theirs."""
+_TURN = threading.Lock()
 
 
 class UnreadableError(DataError):
@@ -141,13 +148,15 @@ class Embedder:
                 )
 
     def _stored(self, picture: Picture, row: int) -> Bytes | UnreadableError:
+        data = self.config.data
+        name = str(picture) if isinstance(picture, Path) else f"image {row}"
         try:
-            pixels_HWC = pixels(picture, name=str(picture) if isinstance(picture, Path) else f"image {row}")
+            content = _content(picture, name)
+            with _TURN if _num_pixels(content) > LARGE else contextlib.nullcontext():
+                image_1HWC = torch.from_numpy(np.array(pixels(content, name=name))[None])
+                return resize(image_1HWC, height=data.store_height, width=data.store_width)[0].numpy()
         except UnreadableError as error:
             return error
-        data = self.config.data
-        image_1HWC = torch.from_numpy(np.array(pixels_HWC)[None])
-        return resize(image_1HWC, height=data.store_height, width=data.store_width)[0].numpy()
 
 
 def pixels(picture: Picture, *, name: str) -> Bytes:
@@ -160,11 +169,7 @@ def pixels(picture: Picture, *, name: str) -> Bytes:
     Raises:
         UnreadableError: it cannot be read or decoded, is too large, or is no uint8 [H, W, 3].
     """
-    if isinstance(picture, Path):
-        try:
-            picture = picture.read_bytes()
-        except OSError as error:
-            raise UnreadableError(f"Every image must be readable, but {name} is not: {error.strerror}.") from error
+    picture = _content(picture, name)
     if isinstance(picture, bytes):
         return _decode(picture, name)
     if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[-1] != 3 or 0 in picture.shape:
@@ -172,6 +177,24 @@ def pixels(picture: Picture, *, name: str) -> Bytes:
             f"Pixels must be RGB, uint8 [H, W, 3], but {name} is {picture.dtype} {list(picture.shape)}; convert it."
         )
     return picture
+
+
+def _content(picture: Picture, name: str) -> bytes | Bytes:
+    if not isinstance(picture, Path):
+        return picture
+    try:
+        return picture.read_bytes()
+    except OSError as error:
+        raise UnreadableError(f"Every image must be readable, but {name} is not: {error.strerror}.") from error
+
+
+def _num_pixels(content: bytes | Bytes) -> int:
+    """Return how many pixels decoding would make, by the header; 0 where nothing is decoded, or nothing can be."""
+    if not isinstance(content, bytes):
+        return 0
+    with contextlib.suppress(Exception), Image.open(io.BytesIO(content), formats=listing.IMAGE_FORMATS) as image:
+        return image.width * image.height
+    return 0
 
 
 def _decode(content: bytes, name: str) -> Bytes:

@@ -58,6 +58,12 @@ class Step:
         )
         self._is_prepared = True
 
+    def close(self) -> None:
+        """Let go of what was compiled, in the thread that took the steps; a later step would compile again."""
+        if self._is_prepared:
+            self.compiled, self._is_prepared = None, False
+            compiled.release()
+
     def forward(self, batch: Batch) -> Forwarded:
         """Forward the source, then the target, or both as one batch, through the same weights; take the losses."""
         if self.compiled is not None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -12,17 +14,19 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-PARTS = ("data", "forward", "losses", "alignment", "backward", "optimiser", "diagnostics")
+PARTS = ("data", "forward", "losses", "alignment", "backward", "optimiser")
 """Parts of a step, in their order.
 
-``data`` is the wait for a batch, ``diagnostics`` what the last step of an epoch adds; the gradient of the alignment
-terms is formed in their forward pass and so counts as ``alignment``.
+``data`` is the wait for a batch; the gradient of the alignment terms is formed in their forward pass and so counts as
+``alignment``.
 """
-EVALUATION = "evaluation"
-"""What an epoch does after its steps."""
+DIAGNOSTICS, EVALUATION = "diagnostics", "evaluation"
+"""Parts of an epoch: what its last step adds, and what comes after its steps."""
 TRACE, OPERATIONS, TABLE = "trace.json.gz", "operations.txt", "parts.csv"
 """Files: a timeline for chrome://tracing or ui.perfetto.dev, operations by their own time, seconds of each part."""
 _ROWS = 60
+
+logger = logging.getLogger(__name__)
 
 _NOTHING = contextlib.nullcontext()
 _watch: Callable[[str], AbstractContextManager[object]] | None = None
@@ -121,6 +125,11 @@ class Trace:
             self._timed = steps
         elif step == warmup + 2 * steps:
             self._stop()
+        if step == num_steps - 1 and _watch is None:
+            self._watching.enter_context(watched(self._diagnostics))
+
+    def _diagnostics(self, name: str) -> AbstractContextManager[object]:
+        return self._stopwatch(name) if name == DIAGNOSTICS else _NOTHING
 
     @contextlib.contextmanager
     def evaluation(self) -> Iterator[None]:
@@ -130,11 +139,12 @@ class Trace:
             yield
 
     def rows(self) -> list[tuple[str, float, float]]:
-        """Return part, seconds and share of the step, for each part of one step; then the evaluation, without share."""
+        """Return part, seconds and share of the step, for each part of one step; without share, those of the epoch."""
         found = {name: self._stopwatch.seconds.get(name, 0.0) / max(self._timed, 1) for name in PARTS}
         whole = sum(found.values()) or 1.0
         rows = [(name, seconds, seconds / whole) for name, seconds in found.items()]
-        return [*rows, (EVALUATION, self._stopwatch.seconds.get(EVALUATION, 0.0), float("nan"))]
+        of_epoch = ((name, self._stopwatch.seconds.get(name, 0.0)) for name in (DIAGNOSTICS, EVALUATION))
+        return [*rows, *((name, seconds, math.nan) for name, seconds in of_epoch)]
 
     def told(self) -> str:
         """Return the table as text, once; nothing before it is there and afterwards."""
@@ -142,29 +152,41 @@ class Trace:
             return ""
         self._told = True
         shown = [
-            f"  {name:12} {1000 * seconds:10.2f} ms" + (f" {share:7.1%}" if name != EVALUATION else " in the epoch")
+            f"  {name:12} {1000 * seconds:10.2f} ms" + (" in the epoch" if math.isnan(share) else f" {share:7.1%}")
             for name, seconds, share in self.rows()
         ]
-        return "\n".join(["where the time of a step went:", *shown, f"trace: {self.folder / TRACE}", ""])
+        kept = [f"trace: {self.folder / TRACE}"] if (self.folder / TRACE).exists() else []
+        return "\n".join(["where the time of a step went:", *shown, *kept, ""])
 
     def _stop(self) -> None:
         """End what is watching; the profiler's files are written at once, while it is not timed."""
         self._watching.close()
-        if self._profiler is not None:
+        profiler, self._profiler = self._profiler, None
+        if profiler is None:
+            return
+        with _as_far_as_it_can_be_written():
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._profiler.export_chrome_trace(str(self.folder / TRACE))
+            profiler.export_chrome_trace(str(self.folder / TRACE))
             order = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
-            table = self._profiler.key_averages().table(sort_by=order, row_limit=_ROWS)
+            table = profiler.key_averages().table(sort_by=order, row_limit=_ROWS)
             (self.folder / OPERATIONS).write_text(table + "\n")
-            self._profiler = None
 
     def _write(self) -> None:
-        with (self.folder / TABLE).open("w", newline="") as file:
+        with _as_far_as_it_can_be_written(), (self.folder / TABLE).open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(("part", "seconds", "share of the step", "of"))
             for name, seconds, share in self.rows():
-                of, shown = ("epoch", "") if name == EVALUATION else ("step", f"{share:.4f}")
+                of, shown = ("epoch", "") if math.isnan(share) else ("step", f"{share:.4f}")
                 writer.writerow((name, f"{seconds:.6f}", shown, of))
+
+
+@contextlib.contextmanager
+def _as_far_as_it_can_be_written() -> Iterator[None]:
+    """Warn of a full disk and the like: a training is worth more than its profile."""
+    try:
+        yield
+    except OSError as error:
+        logger.warning("the profile of the training is not all there: %s", error)
 
 
 def _activities() -> list[ProfilerActivity]:

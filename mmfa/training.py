@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 import mmfa
-from mmfa import checkpoint
+from mmfa import checkpoint, compiled
 from mmfa.checkpoint import Checkpoint
 from mmfa.config import TrialConfig
 from mmfa.data.batches import Batches
@@ -40,6 +40,7 @@ __all__ = ["EpochReport", "Training"]
 logger = logging.getLogger(__name__)
 
 HeldOut = Literal["target_val", "source_val"]
+_OTHER_BITS = "the epochs to come are not bit-identical to those of one training"
 
 
 class Training:
@@ -136,11 +137,17 @@ class Training:
             DivergedError: a loss, weight, BatchNorm statistic or embedding that is not finite; names epoch and step or
                 evaluation.
         """
-        while len(self.history) < self.config.optim.num_epochs:
-            with deterministic(self.hardware.device, seed=(self.config.run.seed, len(self.history) + 1)):
-                report = self._epoch(len(self.history))
-            self.history.append(report)
-            yield report
+        try:
+            while len(self.history) < self.config.optim.num_epochs:
+                with deterministic(self.hardware.device, seed=(self.config.run.seed, len(self.history) + 1)):
+                    report = self._epoch(len(self.history))
+                before = self.history[-1].backbone_runs if self.history else report.backbone_runs
+                if not compiled.same_way(before, report.backbone_runs):  # resumed: a first step alone shows it
+                    logger.warning("the backbone ran %s, and now %s: %s", before, report.backbone_runs, _OTHER_BITS)
+                self.history.append(report)
+                yield report
+        finally:
+            self._step.close()
 
     def test(self) -> TestReport:
         """Judge the evaluated model by the target's official test split, after the last epoch and only then.
@@ -356,11 +363,7 @@ class Training:
 
     def _warn_of_other_numerics(self, saved: Checkpoint) -> None:
         if differing := checkpoint.differences(saved.state.get("numerics") or {}, self._numerics()):
-            logger.warning(
-                "%s was trained with another %s: the epochs to come are not bit-identical to those of one training",
-                saved.path,
-                ", ".join(differing),
-            )
+            logger.warning("%s was trained with another %s: %s", saved.path, ", ".join(differing), _OTHER_BITS)
 
     def _refuse_other(self, saved: Checkpoint) -> None:
         theirs, ours = saved.state, self._identity()

@@ -45,7 +45,8 @@ class Pixels:
         if self._device.type != "cuda":
             return torch.from_numpy(self._host[rows_B])
         pinned_BhwC = torch.empty((len(rows_B), *self.shape[1:]), dtype=torch.uint8, pin_memory=True)
-        np.take(self._host, rows_B, axis=0, out=pinned_BhwC.numpy())
+        # NumPy fills a buffer of its own first where it is to raise for a row that is not there: "clip" has none.
+        np.take(self._host, rows_B, axis=0, out=pinned_BhwC.numpy(), mode="clip")
         return pinned_BhwC.to(self._device, non_blocking=True)
 
     def _copied(self) -> Tensor:

@@ -66,7 +66,7 @@ def test_bf16_losses_stay_as_near_as_another_rounding_does(embedded_cache, plain
     0.004; in float32 with channels_last 0.003, 0.03, 0.39 and 0.2 at a step.
     """
     limits = {
-        "total": (0.01, 0.001), "identity": (0.01, 0.001), "attribute": (0.1, 0.01), "aal": (1.0, 0.15),
+        "total": (0.01, 0.001), "identity": (0.01, 0.001), "attribute": (0.1, 0.01), "aal": (0.7, 0.1),
         "mdal": (0.6, 0.05),
     }  # fmt: skip
     for name, (largest, mean) in relative(losses(embedded_cache, FAST), plain).items():
@@ -75,14 +75,13 @@ def test_bf16_losses_stay_as_near_as_another_rounding_does(embedded_cache, plain
 
 @pytest.mark.nightly
 def test_bf16_ends_at_the_same_accuracy_within_seed_noise(embedded_cache):
-    ends = {}
-    for name, overrides in (("plain", PLAIN), ("fast", FAST)):
-        trained = [
-            mmfa.train(profile("embedded").with_overrides(overrides | {"run.seed": seed}), cache_dir=embedded_cache)
-            for seed in SEEDS
-        ]
-        ends[name] = [training.history[-1].retrieval["target_val"].mAP for training in trained]
-    print(ends)
-    noise = statistics.fmean(statistics.variance(values) for values in ends.values()) ** 0.5
-    difference = statistics.fmean(ends["fast"]) - statistics.fmean(ends["plain"])
-    assert abs(difference) < 4 * noise * (2 / len(SEEDS)) ** 0.5, ends
+    """By the mean of the differences at the same seed; their error is 0.016 where a seed's noise is README's 0.02."""
+    differences = []
+    for seed in SEEDS:
+        ends = []
+        for overrides in (FAST, PLAIN):
+            config = profile("embedded").with_overrides(overrides | {"run.seed": seed})
+            ends.append(mmfa.train(config, cache_dir=embedded_cache, device="cpu").test().retrieval["target"].mAP)
+        differences.append(ends[0] - ends[1])
+    print(differences)
+    assert abs(statistics.fmean(differences)) < 0.04, differences

@@ -123,6 +123,27 @@ def test_what_is_no_picture_is_named(embedder, target, given, why):
         embedder.embed([target.images[0], given])
 
 
+def test_large_pictures_are_decoded_one_after_the_other(embedder, target, monkeypatch):
+    rng = np.random.default_rng(0)
+    large = [encoded(rng.integers(0, 256, (60, 40, 3), dtype=np.uint8)) for _ in range(12)]
+    expected = embedder.embed(large)
+    monkeypatch.setattr(retrieval, "LARGE", 2000)
+    monkeypatch.setattr(retrieval.os, "cpu_count", lambda: 8)
+    decode, now, most = retrieval._decode, [], []
+
+    def watched(content, name):
+        now.append(name)
+        most.append(len(now))
+        try:
+            return decode(content, name)
+        finally:
+            now.remove(name)
+
+    monkeypatch.setattr(retrieval, "_decode", watched)
+    np.testing.assert_array_equal(embedder.embed([*large, *target.images[:2]])[:12], expected)
+    assert max(most) == 1 and len(most) == 12
+
+
 def test_a_file_that_is_not_there_is_named(embedder, tmp_path):
     with pytest.raises(UnreadableError, match="but .*gone.jpg is not: No such file"):
         embedder.embed([tmp_path / "gone.jpg"])
@@ -208,6 +229,16 @@ def test_only_what_changed_is_embedded_again(embedder, target, people, tmp_path)
     again = embed_folder(embedder, people, cache_dir=cache)
     assert again.num_cached == 10 and again.names == after.names
     np.testing.assert_array_equal(again.features_GD, after.features_GD)
+
+
+def test_a_file_whose_content_changed_is_embedded_again(embedder, target, people, tmp_path):
+    embed_folder(embedder, people, cache_dir=tmp_path / "cache")
+    Image.fromarray(target.images[40]).save(people / "cam0" / "00.png")
+    os.utime(people / "cam0" / "00.png", (1, 1))
+    for known in (9, 10):
+        found = embed_folder(embedder, people, cache_dir=tmp_path / "cache")
+        assert found.num_cached == known
+        np.testing.assert_allclose(found.features_GD[0], of_store(embedder, target, [40])[0], rtol=1e-5)
 
 
 def test_a_touched_file_is_not_believed(embedder, people, tmp_path):

@@ -1,6 +1,10 @@
 """A step: the plain loop that a training is, bit for bit, and nothing in it that waits for the device."""
 
 import contextlib
+import hashlib
+import itertools
+import platform
+from pathlib import Path
 
 import pytest
 import torch
@@ -53,6 +57,58 @@ def test_a_training_is_its_plain_loop_bit_for_bit(tiny, source, target, override
     weights, averages = plain_epoch(config, source, target)
     assert all(torch.equal(value, weights[name]) for name, value in training.model.state_dict().items())
     assert all(torch.equal(value, averages[name]) for name, value in training.evaluated_model.state_dict().items())
+
+
+DIGESTS = {
+    ("2.15.0", "AVX512", "AMD EPYC 26 2", "fp32"): "1838546a43c98f50",
+    ("2.15.0", "AVX512", "AMD EPYC 26 2", "bf16"): "ace23c1a2533a970",
+}
+"""SHA-256 of the losses and weights of three steps, by torch, what it sees of the processor, and precision."""
+
+
+def digest(training):
+    """Return the digest of the first three steps of a training."""
+    found, step = hashlib.sha256(), training._step
+    step.model.train()
+    with contextlib.closing(training._batches.epoch(0)) as batches, deterministic(torch.device("cpu"), seed=(0, 1)):
+        for number, batch in enumerate(itertools.islice(batches, 3)):
+            terms = step.forward(batch).terms
+            step.update(terms, rate=training._rate(0, number))
+            found.update(torch.stack(terms).detach().numpy().tobytes())
+    for model in (training.model, training.evaluated_model):
+        for name, value in sorted(model.state_dict().items()):
+            found.update(name.encode() + value.contiguous().numpy().tobytes())
+    return found.hexdigest()[:16]
+
+
+def processor():
+    """Return the make of the processor: torch's libraries choose their instructions by it."""
+    info = Path("/proc/cpuinfo")
+    pairs = [line.split(":") for line in info.read_text().split("\n\n")[0].splitlines()] if info.exists() else []
+    fields = {pair[0].strip(): pair[1].strip() for pair in pairs if len(pair) == 2}
+    return (
+        " ".join(fields.get(name, "") for name in ("model name", "cpu family", "model")).strip() or platform.machine()
+    )
+
+
+@pytest.mark.parametrize("overrides", [{}, FAST], ids=["fp32", "bf16"])
+def test_a_refactor_changes_no_bit(tiny, source, target, overrides, request):
+    """Whatever is moved about in mmfa, the numbers of a training stay; who means to change them renews the digest."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        config = tiny.with_overrides({"model.dropout": 0.5, "optim.clip_norm": 1.0} | overrides)
+        found = digest(Training(config, source=source, target=target, device="cpu"))
+    finally:
+        torch.set_num_threads(threads)
+    precision = request.node.callspec.id
+    key = (torch.__version__.partition("+")[0], torch.backends.cpu.get_cpu_capability(), processor(), precision)
+    if key not in DIGESTS:
+        pytest.skip(f"no digest is recorded for {key}; where the code is known to be right, add {found!r} to DIGESTS")
+    assert found == DIGESTS[key], (
+        f"three steps give other losses or weights than before; if that is meant, set DIGESTS[{key!r}] to {found!r} "
+        "and say in the commit by how much losses and accuracy changed"
+    )
 
 
 class Dispatched(TorchDispatchMode):

@@ -10,7 +10,7 @@ import torch
 from mmfa_tests.test_training import numbers
 
 from mmfa import trace
-from mmfa.trace import EVALUATION, OPERATIONS, PARTS, TABLE, TRACE, Stopwatch, Trace, part, watched
+from mmfa.trace import DIAGNOSTICS, EVALUATION, OPERATIONS, PARTS, TABLE, TRACE, Stopwatch, Trace, part, watched
 from mmfa.training import Training
 
 CPU = torch.device("cpu")
@@ -43,14 +43,36 @@ def test_the_table_has_seconds_of_each_part(tiny, source, target, tmp_path):
     training = profiled(tiny.with_overrides(ONE_EPOCH), source, target, tmp_path)
     with (tmp_path / TABLE).open() as file:
         rows = list(csv.DictReader(file))
-    assert [row["part"] for row in rows] == [*PARTS, EVALUATION]
+    assert [row["part"] for row in rows] == [*PARTS, DIAGNOSTICS, EVALUATION]
     by_part = {row["part"]: float(row["seconds"]) for row in rows}
     assert all(by_part[name] > 0 for name in ("data", "forward", "losses", "alignment", "backward", "optimiser"))
-    assert by_part[EVALUATION] > 0 and rows[-1]["of"] == "epoch"
-    assert sum(float(row["share of the step"]) for row in rows[:-1]) == pytest.approx(1, abs=1e-3)
+    assert by_part[DIAGNOSTICS] > 0 and by_part[EVALUATION] > 0
+    assert [row["of"] for row in rows] == ["step"] * len(PARTS) + ["epoch"] * 2
+    assert sum(float(row["share of the step"]) for row in rows[:-2]) == pytest.approx(1, abs=1e-3)
     told = training.trace.told()
     assert "forward" in told and str(tmp_path / TRACE) in told
     assert training.trace.told() == ""
+
+
+def test_the_diagnostics_of_a_last_step_that_is_not_timed_are(tmp_path):
+    tracing = Trace(tmp_path, warmup=1, steps=2)
+    with tracing.epoch(CPU):
+        for step in range(20):
+            tracing.before_step(step, 20)
+            for name in ("forward", DIAGNOSTICS) if step == 19 else ("forward",):
+                with part(name):
+                    time.sleep(0.02)
+        with tracing.evaluation():
+            pass
+    found = {name: seconds for name, seconds, _ in tracing.rows()}
+    assert 0.02 <= found[DIAGNOSTICS] < 0.2 and 0.02 <= found["forward"] < 0.1, "the last step's forward is not"
+
+
+def test_a_profile_that_cannot_be_written_costs_no_training(tiny, source, target, tmp_path, caplog):
+    (tmp_path / "file").write_text("")
+    training = profiled(tiny.with_overrides(ONE_EPOCH), source, target, tmp_path / "file", warmup=1, steps=1)
+    assert len(training.history) == 2 and caplog.text.count("the profile of the training is not all there") == 2
+    assert "forward" in training.trace.told() and TRACE not in training.trace.told()
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 4, 60])
