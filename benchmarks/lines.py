@@ -110,10 +110,26 @@ def emit(lines, name, record=False):
 
 def one_core():
     """Confine this process to one core, and torch to one thread: what a trial on a CPU has."""
-    hardware()  # remembered: afterwards it would tell of one core
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    confine(1)
     torch.set_num_threads(1)
+
+
+def confine(cores):
+    """Confine this process to so many cores, or to all where there are no more; return how many it has."""
+    hardware()  # remembered: afterwards it would tell of these
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count()
+
+
+def limit(name, found, most, *, unit="s", **more):
+    """Return the line of rounds that have a limit and no peer."""
+    median = statistics.median(found)
+    spread = (min(found) / most, max(found) / most)
+    return figure(
+        name, ours=median, peer=most, ratio=median / most, spread=spread, at_most=1.0, unit=unit, n=len(found), **more
+    )
 
 
 def where():

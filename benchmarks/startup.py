@@ -17,7 +17,6 @@ import collections
 import itertools
 import json
 import multiprocessing
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -56,15 +55,6 @@ class ReachedError(Exception):
     """Raised where a training is to end."""
 
 
-def against(name, found, limit, *, unit="s", **more):
-    """Return the line of what has a limit."""
-    median = statistics.median(found)
-    spread = (min(found) / limit, max(found) / limit)
-    return lines.figure(
-        name, ours=median, peer=limit, ratio=median / limit, spread=spread, at_most=1.0, unit=unit, n=len(found), **more
-    )
-
-
 def answers(n):
     """Return the lines of help and plan."""
     result = []
@@ -77,7 +67,7 @@ def answers(n):
             started = time.perf_counter()
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=root)
             took.append(time.perf_counter() - started)
-        result.append(against(f"mmfa-study {name}, against the limit", took, ANSWER))
+        result.append(lines.limit(f"mmfa-study {name}, against the limit", took, ANSWER))
     return result
 
 
@@ -148,7 +138,7 @@ def memory(path, processes=4):
         one.join()
     more = {"process_MB": [round(after) for _, after, _ in seen], "store_MB": round(path.stat().st_size / 1e6)}
     taken = [after - before for before, after, _ in seen]
-    return against("private memory that an open store of Market-1501's size takes of each of four processes", taken,
+    return lines.limit("private memory that an open store of Market-1501's size takes of each of four processes", taken,
                    MEMORY, unit="MB", **more)  # fmt: skip
 
 
@@ -167,7 +157,7 @@ def in_a_study(folder):
     for trials in workers.values():
         trials.sort()
         found += [begun - ended for (_, ended), (begun, _) in itertools.pairwise(trials)]
-    return against("end of a trial to the next one's first epoch, in a study, against the limit", found, FIRST_STEP)
+    return lines.limit("end of a trial to the next one's first epoch, in a study, against the limit", found, FIRST_STEP)
 
 
 def main():
@@ -178,14 +168,14 @@ def main():
     found = answers(options.rounds)
     torch.set_num_threads(1)
     took = second_trials(profile("embedded"), embedded_stores(catalog.default_cache_dir()), options.rounds, ends=True)
-    found.append(against("config to the end of the first step, warm worker, embedded pair", took, FIRST_STEP))
+    found.append(lines.limit("config to the end of the first step, warm worker, embedded pair", took, FIRST_STEP))
     with tempfile.TemporaryDirectory() as name:
         path = market_store(Path(name))
         names = {"data.source": "market1501", "data.target": "market1501", "model.weights": "none"}
         opened = [store.open_store(path)] * 2
         took = second_trials(profile("paper").with_overrides(names), opened, options.rounds, ends=False)
         what = "config to the begin of the first step, warm worker, ResNet-50 from scratch, Market-1501's size"
-        found.append(against(what, took, FIRST_STEP))
+        found.append(lines.limit(what, took, FIRST_STEP))
         del opened
         found.append(memory(path))
         found.append(in_a_study(Path(name)))

@@ -111,7 +111,10 @@ class Steps:
 def measure(network, device, *, rounds, num_steps):
     """Return the lines of one network."""
     kind = torch.device(device).type
-    steps = Steps(network, device, num_steps or BLOCKS[network, kind])
+    with deterministic(Hardware.choose(device).device, seed=(0, 0)):  # as a training does, its check included
+        steps = Steps(network, device, num_steps or BLOCKS[network, kind])
+        whole = lines.pairs(steps.whole, steps.bare, rounds)
+        joint = lines.pairs(steps.bare, steps.joint, rounds)
     where = {
         "device": kind,
         "steps": steps.num_steps,
@@ -120,9 +123,6 @@ def measure(network, device, *, rounds, num_steps):
         "backbone": steps.step.backbone_runs,
     }
     images = 64 * steps.num_steps
-    with deterministic(steps.hardware.device, seed=(0, 0)):  # as a training does
-        whole = lines.pairs(steps.whole, steps.bare, rounds)
-        joint = lines.pairs(steps.bare, steps.joint, rounds)
     return [
         lines.line(
             f"training step of {network} on the {kind}, against the bare step",

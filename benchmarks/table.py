@@ -2,9 +2,11 @@
 
     python benchmarks/table.py                            # runs every program, in about an hour; also: make bench
     python benchmarks/table.py ranking losses             # some of them
+    python benchmarks/table.py --record                   # and keeps what they find under results/
     python benchmarks/table.py --recorded [--markdown]    # nothing runs: the newest of each line of results/*.json
 
-Where a full program takes longer than that it runs with the arguments below, and n says how much was measured. A bar
+Where a full program takes longer than that it runs with the arguments below, and n says how much was measured; what is
+shortened so is kept only from a full run of its own: `python benchmarks/scale.py --record`. A bar
 is that of the ratio: `≤` of ours by the peer's or the limit, `≥` of how many times faster ours is. Without a bar a
 line stands beside the others for comparison. Programs of which no line comes are named below the table.
 """
@@ -28,6 +30,7 @@ PROGRAMS = {
     "step": [],
     "feeding": [],
     "embedding": [],
+    "search_gallery": [],
     "startup": [],
     "overhead": [],
     "prepare": [],
@@ -38,7 +41,10 @@ PROGRAMS = {
 """What is run, in this order, and with what."""
 ON_GPU = {name: ["--device", "cuda"] for name in ("ranking", "losses", "step", "feeding", "embedding", "paper_trial")}
 """What is run besides where there is a GPU."""
-REQUIRED = {"name", "ours", "ratio", "unit", "n", "hardware", "versions", "date"}
+SHORTENED = {"scale"}
+"""Of these, what runs here is not what is recorded."""
+REQUIRED = {"name", "ours", "unit", "n", "hardware", "versions", "date"}
+"""What every line has."""
 SIGNS = {"<=": "≤", ">=": "≥"}
 COLUMNS = ("what", "ours", "peer or limit", "ratio", "bar", "met", "n")
 
@@ -52,7 +58,12 @@ def normal(line):
     """Return a line in which a limit stands where a peer does.
 
     Where there is no peer the bar is the limit itself, and the ratio is that of ours to it.
+
+    Raises:
+        ValueError: what is no line of a benchmark.
     """
+    if missing := REQUIRED - set(line):
+        raise ValueError(f"a line has {', '.join(sorted(REQUIRED))}, but this one lacks {', '.join(missing)}: {line}")
     if line.get("peer") is None and "bar" in line:
         line = line | {"peer": line["bar"], "bar": 1.0}
     return {"peer": None, "ratio": None, "sense": "<=", **line}
@@ -145,6 +156,7 @@ def main():
     parser.add_argument("programs", nargs="*", metavar="PROGRAM", help=f"of {', '.join(PROGRAMS)}")
     parser.add_argument("--recorded", action="store_true", help="show results/*.json; run nothing")
     parser.add_argument("--markdown", action="store_true")
+    parser.add_argument("--record", action="store_true", help="have each program write results/<program>-<date>.json")
     options = parser.parse_args()
     chosen = options.programs or list(PROGRAMS)
     if unknown := set(chosen) - set(PROGRAMS):
@@ -155,7 +167,8 @@ def main():
     else:
         wanted = [(name, PROGRAMS[name]) for name in chosen]
         wanted += [(name, ON_GPU[name]) for name in chosen if name in ON_GPU and torch.cuda.is_available()]
-        runs = [(" ".join([name, *given]), run(name, given)) for name, given in wanted]
+        kept = {name: ["--record"] if options.record and name not in SHORTENED else [] for name in chosen}
+        runs = [(" ".join([name, *given]), run(name, [*given, *kept[name]])) for name, given in wanted]
         found = [line for _, one in runs for line in one]
         silent = [name for name, one in runs if not one]
     if options.markdown:

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from mmfa.config import profile
+from studies.protocol import Pruning
 from tune import search
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
@@ -23,6 +24,7 @@ import economy_table
 import lines
 import losses
 import ranking
+import search_gallery
 import startup
 import table
 
@@ -35,7 +37,7 @@ def test_every_recorded_result_is_a_line_of_the_table(path):
     assert re.search(r"-\d{4}-\d\d-\d\d$", path.stem), "a result is dated"
     content = json.loads(path.read_text())
     for line in map(table.normal, content if isinstance(content, list) else [content]):
-        assert set(line) >= {"name", "ours", "peer", "ratio", "unit", "n", "hardware", "versions", "date"}
+        assert set(line) >= {"peer", "ratio", *table.REQUIRED}
         assert {"python", "torch", "numpy"} <= set(line["versions"])
         assert len(table.cells(line)) == len(table.COLUMNS)
         if "bar" in line and line["ratio"] is not None and abs(line["ratio"] / line["bar"] - 1) > 0.01:  # it is rounded
@@ -69,12 +71,22 @@ def test_the_recorded_table_is_printed_by_its_command():
     assert "peer or limit" in done.stdout
 
 
+def test_what_is_no_line_is_refused():
+    with pytest.raises(ValueError, match="lacks unit"):
+        table.read(json.dumps({name: value for name, value in one_line("a").items() if name != "unit"}))
+
+
+def test_the_faster_plain_torch_has_the_bar():
+    fast, slow = losses.batched_torch("a term", (2, 1), device="cpu", at_least=0.0, n=1, repeats=1)
+    assert fast["met"] and "bar" not in slow and fast["formulation"] != slow["formulation"]
+
+
 def test_every_program_of_the_table_exists():
     assert [name for name in table.PROGRAMS if not (BENCHMARKS / f"{name}.py").exists()] == []
 
 
 @pytest.mark.parametrize("shape", [(3, 1), (1, 40)])
-@pytest.mark.parametrize("peer", [losses.loop, losses.batched])
+@pytest.mark.parametrize("peer", [losses.loop, losses.batched, losses.joint])
 def test_the_peers_compute_our_loss_and_gradient(shape, peer):
     mine, theirs = (losses.step_of(loss, shape, "cpu")() for loss in (losses.ours, peer))
     for one, other in zip(mine, theirs, strict=True):
@@ -98,6 +110,12 @@ def test_a_test_set_is_like_markets_at_any_size():
     assert ranking.ranking.rank(ranking.matrix(given), **given.labels) == report
     line = ranking.memory(given)
     assert line["unit"] == "MB" and line["met"]
+
+
+def test_a_cached_gallery_is_searched(tmp_path):
+    found = search_gallery.measure(search_gallery.filled(tmp_path, images=50), rounds=1)
+    assert [line["images"] for line in found] == [50] * 3 and found[0]["dimensions"] == 2048
+    assert found[-1]["unit"] == "s" and found[-1]["ours"] > 0
 
 
 def test_a_second_trial_reaches_its_first_step(embedded_cache):
@@ -132,7 +150,7 @@ def test_a_replay_answers_with_measured_trials(trials):
     assert first.epochs == [4 * number for number in range(1, 13)]
     assert first.reached(max(first.values)) == 1 + first.values.index(max(first.values))
     assert first.reached(1.0) == economy.NEVER
-    halved = economy.replay(trials, trials.nearest, economy.ours(halving=(1, 3)), seed=1, trials=12)
+    halved = economy.replay(trials, trials.nearest, economy.ours(halving=Pruning(grace_period=1)), seed=1, trials=12)
     assert halved.epochs[-1] < 48 and -np.inf in halved.values, "hopeless trials end early"
 
 
