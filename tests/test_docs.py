@@ -32,6 +32,18 @@ def test_readme_names_every_shipped_study():
     assert [name for name in library.names() if f"`{name}`" not in text] == []
 
 
+def test_readme_links_each_page_once():
+    linked = re.findall(r"\]\((docs/[\w./-]+\.md)\)", (ROOT / "README.md").read_text())
+    pages = [path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md")]
+    assert {page: linked.count(page) for page in pages} == dict.fromkeys(pages, 1)
+
+
+def test_every_picture_is_small_and_shown():
+    shown = "".join(page.read_text() for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+    for picture in (ROOT / "docs" / "pictures").iterdir():
+        assert f"pictures/{picture.name})" in shown and picture.stat().st_size < 150_000, picture.name
+
+
 def test_every_message_of_the_faq_is_said_somewhere():
     """Quoted as it is written in the source, where a sentence may be broken over lines."""
     page = (ROOT / "docs" / "faq.md").read_text().partition("## Questions")[0]

@@ -14,7 +14,7 @@ from typing import Any
 from mlflow.tracking import MlflowClient
 
 from mmfa.config import canonical_json
-from tune import advice, confirm, judging, outcomes, promotion, regret_table, summary
+from tune import advice, confirm, judging, outcomes, promotion, regret_table, summary, words
 from tune.console import Console
 from tune.job import EXPORT
 from tune.places import first_line, safe_url
@@ -185,6 +185,7 @@ def _promote_champion(
         "verdict.p_adjusted": repr(best["p_adjusted"]),
         "verdict.n": f"{contrast['n_candidate']} and {contrast['n_other']}",
         "verdict.mean": repr(contrast["mean_candidate"]),
+        "verdict.of": str(len([one for one in verdict["judgements"] if one["against"] == against])),
     }
     if best["alignment"] is not None:
         more["verdict.alignment"] = repr(best["alignment"]["delta"])
@@ -209,14 +210,23 @@ def _draw(
     from tune.report import from_session, writing  # matplotlib is for the end of a study only
 
     out = session.request.places.out
+    pictures = writing.pictures_of(out, session.study_id)
+    no_pictures = ""
     try:
-        study_pictures.draw(session, report.outcome, writing.pictures_of(out, session.study_id))
+        drawn = study_pictures.draw(session, report.outcome, pictures, verdict=report.verdict)
+        no_pictures = "" if drawn else "There are none: no two trainings with a result are to be compared."
     except Exception as error:
         session.lease.check()
         logger.debug("what broke", exc_info=True)
+        no_pictures = f"They could not be drawn when the study ended ({type(error).__name__}); its command tries again."
         console.say(f"The pictures of the method could not be drawn: {type(error).__name__}: {first_line(error)}.")
     facts = from_session.gather(
-        session, report.outcome, report.verdict, regret=report.more.get("regret", []), promoted=promoted
+        session,
+        report.outcome,
+        report.verdict,
+        regret=report.more.get("regret", []),
+        promoted=promoted,
+        no_pictures=no_pictures,
     )
     try:
         files = writing.write(facts, out)
@@ -237,7 +247,7 @@ def _draw(
         session.lease.check()
         for file in files:
             client.log_artifact(recorder.study_run, str(file))
-        if (pictures := writing.pictures_of(out, session.study_id)).is_dir():
+        if not no_pictures:
             client.log_artifacts(recorder.study_run, str(pictures), writing.PICTURES)
     return from_session.about(session, facts)
 
@@ -251,7 +261,7 @@ def _close(
     page = summary.page(
         report,
         study_id=session.study_id,
-        command=session.request.command,
+        command=words.reproducing(session.plan, session.request.command),
         commits=session.registry.study.user_attrs["commits"],
         seconds=session.training_seconds(),
     )

@@ -40,10 +40,11 @@ def _search(plan: Plan) -> list[str]:
     number = len(plan.control_seeds)
     seeds = f"{number} seed{'s' * (number > 1)}"
     chosen = {"target_val": "held-out target identities", "none": "no target labels", "oracle": "THE TEST LABELS"}
+    sampler = "Gaussian process" if plan.study.suits_gaussian_process else "TPE"
     lines = [
         f"  the baseline and {len(CONTROLS)} controls ({', '.join(CONTROLS)}) with {seeds} each,",
         f"  {plan.trials} trials{each} (the baseline first), chosen by {plan.metric} ({chosen[plan.labels]}),",
-        f"  Optuna TPE after {plan.study.start_up} quasi-random points,",
+        f"  Optuna's {sampler} after {plan.study.start_up} quasi-random points,",
         *_protocol(plan),
     ]
     if len(plan.arms) > 1:

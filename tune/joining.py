@@ -92,7 +92,8 @@ def thinned(
     if cluster.trials_per_gpu == 1:
         return cluster, (
             "a trial ran out of GPU memory although it had the GPU to itself; make data.source_batch, "
-            "data.target_batch or the images smaller with --set (that makes another study), or use larger GPUs."
+            "data.target_batch or the images smaller with --set, or set run.compile=off, whose check needs "
+            "the memory of a step in float32 (either makes another study), or use larger GPUs."
         )
     fewer = cluster.trials_per_gpu // 2
     console.say(f"Out of GPU memory with {cluster.trials_per_gpu} trials on a GPU: it goes on with {fewer}.")

@@ -126,6 +126,8 @@ def _verdict(tags: Mapping[str, str]) -> str:
         line += f", adjusted p = {float(tags['verdict.p_adjusted']):.2g}"
     if "verdict.mean" in tags:
         line += f"; its mean is {percent(float(tags['verdict.mean']))} %"
+    if int(tags.get("verdict.of", "1")) > 1:
+        line += f", the largest gain of {tags['verdict.of']} settings that were judged"
     if "verdict.alignment" in tags:
         line += (
             f". Alignment's share of it is {points(float(tags['verdict.alignment']))} points, the rest the setting's"

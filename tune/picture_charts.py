@@ -14,6 +14,7 @@ import numpy as np
 import threadpoolctl  # type: ignore[import-untyped]
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from sklearn.manifold import TSNE
 from sklearn.neighbors import NearestNeighbors
 
@@ -42,8 +43,8 @@ DOMAINS = (("source", "#d55e00", "x"), ("target", "#0b3c6f", "o"))
 
 
 def tsne(
-    sides: Sequence[tuple[str, Embedder]], *, source: Store, target: Store, folder: Path
-) -> Picture:  # fmt: skip
+    sides: Sequence[tuple[str, Embedder]], *, source: Store, target: Store, folder: Path, differing: str = ""
+) -> Picture:
     """Draw source and target features by two models, side by side, each laid out by itself.
 
     Points are people that no training saw, where both datasets have some. The layout is the same for the same features:
@@ -54,6 +55,7 @@ def tsne(
         source: of both models.
         target: of both models.
         folder: where ``tsne.png`` is written.
+        differing: what the two differ in, in a sentence.
     """
     rows = [_sample(store.domain) for store in (source, target)]
     is_target_N = np.repeat([False, True], [len(part) for part in rows])
@@ -92,9 +94,10 @@ def tsne(
             f"{100 * mixed:.0f} % would be domains that cannot be told apart."
         ),
         caption=(
-            f"Images: {splits}, drawn at random (seed {SEED}); perplexity {PERPLEXITY:g}. Positions and sizes in t-SNE "
-            f"mean little; the share of the {NEIGHBOURS} nearest neighbours (in the features themselves) that are of "
-            f"the same domain is {100 * mixed:.0f} % where the domains are fully mixed and 100 % where they lie apart."
+            f"One training each. {differing}{' ' if differing else ''}Images: {splits}, drawn at random (seed {SEED}); "
+            f"perplexity {PERPLEXITY:g}. Positions and sizes in t-SNE mean little; the share of the {NEIGHBOURS} "
+            f"nearest neighbours (in the features themselves) that are of the same domain is {100 * mixed:.0f} % where "
+            "the domains are fully mixed and 100 % where they lie apart."
         ),
     )
 
@@ -169,6 +172,8 @@ def _cameras(before: Seen, after: Seen, of_what: str, folder: Path) -> Picture:
         axes = figure.subplots()
         limit = float(np.nanmax(np.abs(gain_CC))) or 1.0
         axes.imshow(gain_CC, cmap="PuOr", vmin=-2 * limit, vmax=2 * limit, aspect="auto")
+        for i, j in zip(*np.nonzero(gain_CC < 0), strict=True):  # in grey, losses would look like gains
+            axes.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, fill=False, hatch="///", lw=0, alpha=0.25))
         for i, j in np.ndindex(*gain_CC.shape):
             text = f"{_points(float(gain_CC[i, j]))}\nn={n_CC[i, j]}" if n_CC[i, j] else "–"
             axes.text(j, i, text, ha="center", va="center", fontsize=8)
@@ -193,7 +198,7 @@ def _cameras(before: Seen, after: Seen, of_what: str, folder: Path) -> Picture:
         ),
         caption=(
             "Each query is searched in the images of one gallery camera at a time; n is the number of queries with a "
-            "right image there. Its own camera is junk and counts nowhere. Purple: gained, orange: lost. "
+            "right image there. Its own camera is junk and counts nowhere. Purple: gained; orange and hatched: lost. "
             f"{of_what}"
         ),
     )
@@ -222,7 +227,8 @@ def _draw_bars(axes: Axes, groups: Sequence[Group], *, people: bool) -> None:
     """Draw a bar for each group, and its numbers in columns to the right."""
     places = range(len(groups))
     gains_G = [100 * group.gain for group in groups]
-    axes.barh(places, gains_G, height=0.7, color=["#54308a" if gain >= 0 else "#e9a04a" for gain in gains_G])
+    axes.barh(places, gains_G, height=0.7, color=["#54308a" if gain >= 0 else "#e9a04a" for gain in gains_G],
+              hatch=["" if gain >= 0 else "////" for gain in gains_G])  # fmt: skip
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_yticks(places, [group.name for group in groups], fontsize=8)
     axes.set_ylim(len(groups) - 0.4, -1.6)

@@ -1,6 +1,7 @@
 """Pictures of the method between two models: ranked galleries, Figure 1, t-SNE, and who gained or lost.
 
-Drawn once all is judged: nothing is chosen by them. All but t-SNE and Figure 1 read the official test labels.
+Drawn once all is judged: nothing is chosen by them. All but t-SNE read the official test labels: Figure 1 and the
+feature maps to show different people and to name them.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from mmfa.retrieval import Embedder
 from tune import picture_charts
 from tune.picture_facts import SEED, Model, Official, Picture, Seen, split_of
 
-VERSION = 2
+VERSION = 3
 """Raised whenever a picture changes."""
 INDEX = "pictures.json"
 """In the folder: what was drawn, in the order in which it is to be read."""
@@ -54,6 +55,7 @@ def draw(
     target: Store,
     folder: Path,
     unaligned: Model | None = None,
+    differing: str = "",
     device: str = "auto",
 ) -> list[Picture]:
     """Draw everything into a folder, with ``pictures.json`` last; the same models and data give the same pictures.
@@ -62,9 +64,10 @@ def draw(
         before: such as the baseline.
         after: such as the candidate.
         source: for t-SNE.
-        target: its official test split is drawn; of an unlabelled one only t-SNE and Figure 1.
+        target: its official test split is drawn; of an unlabelled one only what needs no labels.
         folder: made if missing; files of the same names are replaced.
         unaligned: the left side of t-SNE, a model without alignment; by default ``before``.
+        differing: what t-SNE's two sides differ in, in a sentence.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
 
     Returns:
@@ -86,7 +89,7 @@ def draw(
         drawn += picture_charts.gains(first, last, folder)
     drawn += _figure_one(after.title, load(after.export), target, folder)
     sides = [(model.title, load(model.export)) for model in (unaligned or before, after)]
-    drawn.append(picture_charts.tsne(sides, source=source, target=target, folder=folder))
+    drawn.append(picture_charts.tsne(sides, source=source, target=target, folder=folder, differing=differing))
     temporary = folder / f".{INDEX}.tmp"
     temporary.write_text(json.dumps([asdict(picture) for picture in drawn], indent=1, ensure_ascii=False) + "\n")
     temporary.replace(folder / INDEX)

@@ -93,8 +93,9 @@ def fetched(uri: str, *, tracking: str | None) -> Iterator[Path]:
     Raises:
         ConfigError: no such MLflow, model, alias or version.
     """
-    refuse_secrets("--tracking-uri", tracking or "")
     where = tracking or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{DATABASE.absolute()}"
+    refuse_secrets("--tracking-uri", where)  # MLflow's errors tell its address
+    where = where.replace("postgresql://", "postgresql+psycopg://", 1)  # the driver that the extra `cluster` brings
     if where.startswith("sqlite:///") and not Path(where.removeprefix("sqlite:///")).is_file():  # MLflow would make it
         file = where.removeprefix("sqlite:///")
         raise ConfigError(f"--model {uri} is MLflow's, but {file} is not there; name another with --tracking-uri.")
@@ -106,25 +107,50 @@ def fetched(uri: str, *, tracking: str | None) -> Iterator[Path]:
 
     from tune.places import first_line
 
-    before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
+    with tempfile.TemporaryDirectory(prefix="mmfa-rank-") as folder, _asking(where):
+        try:
+            _reach(where)
+            version = _version(MlflowClient(where, where), uri)
+            exact = f"{SCHEME}{version.name}/{version.version}"
+            path = Path(mlflow.artifacts.download_artifacts(artifact_uri=exact, dst_path=folder))
+            flavor = mlflow.models.Model.load(str(path)).flavors["python_function"]
+            export = path / flavor["artifacts"]["checkpoint"]["path"]
+        except (MlflowException, SQLAlchemyError, ImportError, OSError) as error:
+            raise ConfigError(f"--model {uri}: MLflow says: {first_line(error)}.") from error
+        except KeyError as error:
+            raise ConfigError(f"--model {uri} holds no model of mmfa; name one that a study promoted.") from error
+        yield export
+
+
+@contextmanager
+def _asking(where: str) -> Iterator[None]:
+    """Have MLflow ask there within, for it takes a registered model from its global addresses alone; leave no trace."""
+    import mlflow
+
+    names = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")  # where MLflow writes what is set
+    before = {name: os.environ.get(name) for name in names}
+    mlflow.set_tracking_uri(where)
+    mlflow.set_registry_uri(where)
     try:
-        with tempfile.TemporaryDirectory(prefix="mmfa-rank-") as folder:
-            try:
-                mlflow.set_tracking_uri(where)
-                mlflow.set_registry_uri(where)
-                version = _version(MlflowClient(where, where), uri)
-                exact = f"{SCHEME}{version.name}/{version.version}"
-                path = Path(mlflow.artifacts.download_artifacts(artifact_uri=exact, dst_path=folder))
-                flavor = mlflow.models.Model.load(str(path)).flavors["python_function"]
-                export = path / flavor["artifacts"]["checkpoint"]["path"]
-            except (MlflowException, SQLAlchemyError, OSError) as error:
-                raise ConfigError(f"--model {uri}: MLflow says: {first_line(error)}.") from error
-            except KeyError as error:
-                raise ConfigError(f"--model {uri} holds no model of mmfa; name one that a study promoted.") from error
-            yield export
+        yield
     finally:
-        mlflow.set_tracking_uri(before[0])
-        mlflow.set_registry_uri(before[1])
+        mlflow.set_tracking_uri(before[names[0]])
+        mlflow.set_registry_uri(before[names[1]])
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+
+
+def _reach(where: str) -> None:
+    """Ask a database server once: MLflow would try for minutes before it says that nobody answers."""
+    import sqlalchemy as sa
+
+    if where.startswith("postgresql"):
+        engine = sa.create_engine(where)
+        try:
+            engine.connect().close()
+        finally:
+            engine.dispose()
 
 
 def _version(client: MlflowClient, uri: str) -> ModelVersion:

@@ -85,7 +85,10 @@ def main(arguments: Sequence[str]) -> int:
     )
     try:
         ledger = _ledger(where.ledger)
-        client, run, study_id = _find(where.tracking, options.study_run, ledger)
+        try:
+            client, run, study_id = _find(where.tracking, options.study_run, ledger)
+        except SQLAlchemyError as error:
+            raise MmfaError(f"MLflow at {where.tracking} cannot be read: {first_line(error)}.") from None
         facts = from_mlflow.gather(client, run, ledger, study_id)
     except MlflowException as error:
         raise ConfigError(f"MLflow at {where.tracking} says: {first_line(error)}.") from None

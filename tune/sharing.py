@@ -21,8 +21,7 @@ GAIN = 1.05
 """As long as doubling brings so many times the trials an hour, it is tried again."""
 MOST = 16
 START_SECONDS = 600.0
-"""How long the trainings of a measurement may take until all of them are ready to train."""
-_OUT_OF_MEMORY = ("CUDA error: out of memory", "CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED")
+"""How long the trainings of a measurement may take until all of them have found room."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,18 +98,23 @@ def limit_memory(trials_per_gpu: int) -> None:
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether a training failed for want of GPU memory, which cuDNN and cuBLAS say in words of their own."""
-    # Torch's own class is imported with torch only.
-    return type(error).__name__ == "OutOfMemoryError" or any(words in str(error) for words in _OUT_OF_MEMORY)
+    """Whether a training failed for want of GPU memory."""
+    from mmfa import hardware  # torch comes with it
+
+    return hardware.is_out_of_memory(error)
 
 
 def measure(config: TrialConfig, stores: Sequence[str], node: Node, trials: int, *, cpus: int) -> Sample | None:
     """Train an epoch of a config on one GPU of a node, ``trials`` times at once; None where memory runs out.
 
+    An epoch before it, which all of them have finished when it begins, takes what comes once in a training: the
+    compiler, its check, the first touch of the images.
+
     Raises:
         MmfaError: a training that fails for another reason.
     """
-    barrier = ray.remote(_Barrier).options(num_cpus=0, scheduling_strategy=on_node(node.node_id)).remote(trials)
+    actor = ray.remote(_Barrier).options(num_cpus=0, scheduling_strategy=on_node(node.node_id))
+    placed, ready = actor.remote(trials), actor.remote(trials)
     once = ray.remote(max_calls=1)(_one_epoch)  # the process ends, and gives its memory back
     task = once.options(
         num_cpus=cpus,
@@ -119,8 +123,8 @@ def measure(config: TrialConfig, stores: Sequence[str], node: Node, trials: int,
         scheduling_strategy=on_node(node.node_id),
     )
     try:
-        tasks = [task.remote(config.to_json(), tuple(stores), cpus, trials, barrier) for _ in range(trials)]
-        begun, _ = ray.wait([barrier.opened.remote(), *tasks], timeout=START_SECONDS)
+        tasks = [task.remote(config.to_json(), tuple(stores), cpus, trials, placed, ready) for _ in range(trials)]
+        begun, _ = ray.wait([placed.opened.remote(), *tasks], timeout=START_SECONDS)
         if not begun:
             for ref in tasks:
                 ray.cancel(ref, force=True)
@@ -134,7 +138,8 @@ def measure(config: TrialConfig, stores: Sequence[str], node: Node, trials: int,
     except ray.exceptions.RayError:  # killed by the system: host memory ran out
         return None
     finally:
-        ray.kill(barrier)
+        for barrier in (placed, ready):
+            ray.kill(barrier)
     if any(one is None for one in seen):
         return None
     seconds, peaks, totals = zip(*seen, strict=True)
@@ -158,7 +163,7 @@ class _Barrier:
 
 
 def _one_epoch(
-    config: str, stores: tuple[str, str], threads: int, trials: int, barrier: Any
+    config: str, stores: tuple[str, str], threads: int, trials: int, placed: Any, ready: Any
 ) -> tuple[float, int, int] | None:
     import torch
 
@@ -167,17 +172,26 @@ def _one_epoch(
 
     torch.set_num_threads(threads)
     limit_memory(trials)
+    ray.get(placed.wait.remote())
     source, target = (open_store(Path(path)) for path in stores)
+    given = TrialConfig.from_json(config)
+    # The second epoch is timed, and is not the last, which evaluates more.
+    given = given.with_overrides({"optim.num_epochs": max(3, given.optim.num_epochs)})
     try:
-        training = Training(TrialConfig.from_json(config), source=source, target=target)
-        ray.get(barrier.wait.remote())
+        training = Training(given, source=source, target=target)
+        epochs = training.epochs()
+        next(epochs)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()  # the check of the compiled backbone took more than a step does
+        ray.get(ready.wait.remote())
         started = time.perf_counter()
-        next(training.epochs())
+        next(epochs)
         seconds = time.perf_counter() - started
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        barrier.wait.remote()  # nobody is to wait for it
+        ready.wait.remote()  # nobody is to wait for it
         return None
     return seconds, *_memory()
 

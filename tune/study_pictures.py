@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from mmfa.data.store import open_store
 from tune import confirm, pictures
@@ -18,17 +19,21 @@ MADE_OF = "made-of.json"
 """In the folder: the trainings that it shows; where they are the same, nothing is drawn again."""
 
 
-def draw(session: Session, found: Outcome, folder: Path) -> list[Picture]:
+def draw(
+    session: Session, found: Outcome, folder: Path, *, verdict: Mapping[str, Any] | None = None
+) -> list[Picture]:  # fmt: skip
     """Draw the pictures of a finished study, or find them drawn; see :func:`count` for the reading of test labels.
 
-    Between the baseline's and the best candidate's first fresh seed; without confirmations, the baseline and the best
-    trial; in a comparison, the first two arms that it judges. t-SNE's left side is the same
-    setting and seed without alignment (λ2 = λ3 = 0), or else the control ``source_only``.
+    Between the first fresh seed of the baseline and that of the setting that BEATS it (else of the first on the
+    shortlist that has a result); without confirmations, the baseline and the best trial; in a comparison, the first two
+    arms that it judges. t-SNE's left side is the same setting and seed without alignment (λ2 = λ3 = 0), or else a
+    control without alignment.
 
     Args:
         session: of the study.
         found: what it found.
-        folder: appears complete or not at all; what was there is replaced.
+        folder: appears complete or not at all; what was there is replaced, or goes where nothing is to be compared.
+        verdict: the record of ``verdict.json``.
 
     Returns:
         what is in it; nothing where no two models are to be compared.
@@ -37,11 +42,12 @@ def draw(session: Session, found: Outcome, folder: Path) -> list[Picture]:
         MmfaError: an export that is missing or damaged, or one that embeds nan.
         OSError: the folder cannot be written.
     """
-    pair = _pair(session, found)
+    pair = _pair(session, found, verdict)
     if pair is None:
+        shutil.rmtree(folder, ignore_errors=True)
         return []
     before, after = pair
-    unaligned = _unaligned(found, after)
+    unaligned, differing = _unaligned(found, after)
     made_of = {"version": pictures.VERSION, "runs": [row.name for row in (before, after, *unaligned)]}
     if (known := _known(folder, made_of)) is not None:
         return known
@@ -61,6 +67,7 @@ def draw(session: Session, found: Outcome, folder: Path) -> list[Picture]:
         target=target,
         folder=temporary,
         unaligned=model(unaligned[0]) if unaligned else None,
+        differing=differing,
     )
     (temporary / MADE_OF).write_text(json.dumps(made_of))
     shutil.rmtree(folder, ignore_errors=True)
@@ -74,14 +81,21 @@ def count(session: Session, found: Outcome) -> None:
         session.count_reading(pictures.READING)
 
 
-def _unaligned(found: Outcome, after: Row) -> list[Row]:
-    """Return the same setting and seed without alignment, where it was confirmed beside it, else ``source_only``."""
+def _unaligned(found: Outcome, after: Row) -> tuple[list[Row], str]:
+    """Return the same setting and seed without alignment, where it was confirmed beside it, else a control; and in a
+    sentence what it differs in from the run after."""
     setting, dash, seed = after.name.rpartition("-s")
     matched = [row for row in found.rows if row.name == f"{setting}{confirm.MATCHED}{dash}{seed}"]
-    return [row for row in matched if row.value is not None] or found.control("source_only")[:1]
+    if matched := [row for row in matched if row.value is not None]:
+        return matched, "Both have the same setting and seed but for alignment: left λ2 = λ3 = 0."
+    for role, more in (("target_bn", ""), ("source_only", ", and no target image in BatchNorm")):
+        if control := found.control(role)[:1]:
+            said = f"Left: the baseline's setting with λ2 = λ3 = 0{more}. Whatever else tells the settings apart, and "
+            return control, f"{said}the seed, is in the difference too: not all of it is alignment's."
+    return [], ""
 
 
-def _pair(session: Session, found: Outcome) -> tuple[Row, Row] | None:
+def _pair(session: Session, found: Outcome, verdict: Mapping[str, Any] | None = None) -> tuple[Row, Row] | None:
     """Return the runs before and after; None where there are no two."""
     plan = session.plan
     if plan.study.is_comparison:
@@ -91,11 +105,20 @@ def _pair(session: Session, found: Outcome) -> tuple[Row, Row] | None:
         return None
     settled = confirm.read(session.registry)
     if settled is not None and settled.candidates:
-        fresh = (confirm.of_setting(found, name) for name in (confirm.BASELINE, settled.candidates[0]))
-        return _firsts(*fresh)
+        shown = _shown(found, settled.candidates, verdict)
+        return _firsts(confirm.of_setting(found, confirm.BASELINE), confirm.of_setting(found, shown))
     best = found.best
     own = found.control(confirm.BASELINE)
     return None if best is None or best is found.baseline else _firsts(own, [best])
+
+
+def _shown(found: Outcome, candidates: Sequence[str], verdict: Mapping[str, Any] | None) -> str:
+    """Return the candidate that BEATS the baseline by most, else the first that has a result."""
+    judged = [] if verdict is None else verdict["judgements"]
+    won = [one for one in judged if one["against"] == confirm.BASELINE and one["word"] == "BEATS"]
+    if won:
+        return str(max(won, key=lambda one: one["contrast"]["delta"])["candidate"])
+    return next((name for name in candidates if confirm.of_setting(found, name)), candidates[0])
 
 
 def _firsts(before: Sequence[Row], after: Sequence[Row]) -> tuple[Row, Row] | None:

@@ -62,7 +62,7 @@ def note(session: Session, verdict: Mapping[str, Any] | None = None, *, over: bo
         lines = words.sentences(session.plan, session.outcome(), verdict)[1:]
         told = [f"- **{head}:** {rest}" for head, _, rest in (line.partition(": ") for line in lines)]
     table = ["| | |", "|---|---|", *(f"| {what} | {said} |" for what, said in _how(session).items())]
-    command = ["Run it again, or go on with it:", "", f"    {session.request.command}"]
+    command = ["Run it again, or go on with it:", "", f"    {words.reproducing(session.plan, session.request.command)}"]
     return "\n".join([f"**{session.plan.study.question}**", "", *told, "", *table, "", *command])
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,6 +31,42 @@ def sentences(plan: Plan, outcome: Outcome, record: Mapping[str, Any] | None) ->
         lines += [f"How sure: {line}" for line in _how_sure(record)]
     lines += [f"Labels: {_labels(plan, record)}", f"Next: {_next(plan, record)}"]
     return lines
+
+
+def reproducing(plan: Plan, typed: str) -> str:
+    """Return the command that asks for the study as it is: an earlier call may have asked for more than the last one.
+
+    Args:
+        plan: With the numbers of trials and of fresh seeds that the ledger has.
+        typed: The last call, of the command or of :func:`tune.run`.
+    """
+    numbers = {"trials": (plan.trials, plan.study.trials)}
+    if plan.judges:
+        numbers["confirm_seeds"] = (plan.confirm_seeds, plan.study.protocol.confirm_seeds)
+    if typed.startswith("tune.run("):
+        return _call(typed, numbers, quick=plan.quick)
+    words = [word for word in shlex.split(typed) if word != "--quick" or plan.quick]
+    for name, (number, usual) in numbers.items():
+        option = f"--{name.replace('_', '-')}"
+        at = next((place for place, word in enumerate(words) if word.partition("=")[0] == option), None)
+        if at is not None:
+            words[at : at + (1 if "=" in words[at] else 2)] = [option, str(number)]
+        elif number != usual:
+            words += [option, str(number)]
+    return shlex.join(words)
+
+
+def _call(typed: str, numbers: Mapping[str, tuple[int, int]], *, quick: bool) -> str:
+    call = ast.parse(typed, mode="eval").body
+    assert isinstance(call, ast.Call)
+    call.keywords = [one for one in call.keywords if one.arg != "quick" or quick]
+    for name, (number, usual) in numbers.items():
+        own = [one for one in call.keywords if one.arg == name]
+        if own:
+            own[0].value = ast.Constant(number)
+        elif number != usual:
+            call.keywords.append(ast.keyword(name, ast.Constant(number)))
+    return ast.unparse(call)
 
 
 def _unjudged(plan: Plan, outcome: Outcome) -> str:
@@ -97,15 +135,17 @@ def _found(plan: Plan, one: Mapping[str, Any]) -> str:
         )
         line += (
             f" In the search it scored {score}{unit} {search['metric']} (n = 1), confirmed {confirmed}{unit} "
-            f"(n = {search['confirmed_n']}): it shrank by {_size(search['shrinkage'], unit)}. By the official test "
+            f"(n = {search['confirmed_n']}): it {_shrinkage(search['shrinkage'], unit)}. By the official test "
             f"labels the best trial of the search lies {100 * search['oracle_gap']:.1f} points of target mAP above it "
             "(oracle gap, n = 1 each)."
         )
     return line
 
 
-def _size(value: float, unit: str) -> str:
-    return f"{100 * value:.1f} points" if unit else f"{value:.2f}"
+def _shrinkage(value: float, unit: str) -> str:
+    """Return what became of a score: luck of the search shrinks, but by luck of the fresh seeds it may grow too."""
+    size = f"{100 * abs(value):.1f} points" if unit else f"{abs(value):.2f}"
+    return f"{'shrank' if value >= 0 else 'grew'} by {size}"
 
 
 def _interval(contrast: Mapping[str, Any]) -> str:

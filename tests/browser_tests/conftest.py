@@ -15,11 +15,13 @@ from integration_tests.driver import ROOT, Driver
 
 
 def pytest_collection_modifyitems(items):
-    """Skip by name where there is no browser."""
-    if reason := browser.missing():
-        for item in items:
-            if Path(__file__).parent in item.path.parents:
-                item.add_marker(pytest.mark.skip(reason=reason))
+    """Skip by name where there is no browser; with MMFA_BROWSER=required that is an error."""
+    own = [item for item in items if Path(__file__).parent in item.path.parents]
+    if own and (reason := browser.missing()):
+        if os.environ.get("MMFA_BROWSER") == "required":
+            raise pytest.UsageError(f"MMFA_BROWSER=required, but there is {reason}")
+        for item in own:
+            item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(scope="session")

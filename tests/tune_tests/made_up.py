@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import zlib
 
 import numpy as np
@@ -13,7 +14,7 @@ from studies.resolve import resolve
 from studies.spec import parse
 from tune import closing, launch, provenance, search
 from tune.console import Console
-from tune.job import RESULT
+from tune.job import EXPORT, RESULT
 from tune.ledger import Ledger
 from tune.places import places
 from tune.preflight import Stores
@@ -89,7 +90,8 @@ def epoch_of(config, number, last, value, *, after_each):
         alive = 1e-6 if flat["kernel.scale"] == "absolute" else 0.6
         metrics |= {"train/loss_aal": 0.01 * share, "train/loss_mdal": 0.02, "mmd/kernel_liveness": alive}
         metrics |= {"mmd/plateau": float(alive < 0.01), "mmd/median_d2": 480.0}
-    metrics |= {"grad_share/attr": 0.1 / share, "grad_share/mdal": 0.02 * flat["loss.lambda_mdal"]}
+    acting = flat["data.use_target"] and flat["kernel.scale"] != "absolute"  # a dead kernel has no gradient at all
+    metrics |= {"grad_share/attr": 0.1 / share, "grad_share/mdal": 0.02 * flat["loss.lambda_mdal"] * acting}
     if after_each:
         metrics["target_val/mAP"] = value * (1 - 0.6 * (1 - share))
     return {"epoch": number, "num_epochs": last, "ended_at": 1_700_000_000.25 + number, "metrics": metrics}
@@ -128,10 +130,16 @@ class MadeUp:
         plan: What to run.
         ends: Lineages that do not complete: ``pruned`` or ``diverged``, by name.
         until: How many trainings are run; all of them by default.
+        export: Folder of an exported model, which every training is said to have left; none by default.
+        paths: Image stores by name, for what looks at images at the end.
+        promote: As ``--promote``.
+        command: What is said to have been typed.
     """
 
-    def __init__(self, out, plan, *, ends=None, until=None):
+    def __init__(self, out, plan, *, ends=None, until=None, export=None, paths=None, promote="never",
+                 command="mmfa-study --study mine.toml"):  # fmt: skip
         self.out, self.plan, self.ends, self.left = out, plan, ends or {}, math.inf if until is None else until
+        self.export = export
         where = places(out=out, storage=None, ledger=None, tracking=None, cache_dir=out / "cache", data_root=None)
         out.mkdir(parents=True, exist_ok=True)
         identity = plan.identity(fingerprints=FINGERPRINTS)
@@ -150,11 +158,11 @@ class MadeUp:
         search.prepare(plan, stages)
         request = Request(
             plan=plan, places=where, trials_asked=False, cpus_per_trial=1, trials_per_gpu=1, address=None,
-            promote="never", lease_seconds=30, command="mmfa-study --study mine.toml", python="python",
+            promote=promote, lease_seconds=30, command=command, python="python",
         )  # fmt: skip
         self.session = Session(
-            request=request, plan=plan, study_id=self.study_id, stores=Stores({}, FINGERPRINTS), lease=self.lease,
-            fence=None, ledger=ledger, registry=registry, stages=stages,
+            request=request, plan=plan, study_id=self.study_id, stores=Stores(paths or {}, FINGERPRINTS),
+            lease=self.lease, fence=None, ledger=ledger, registry=registry, stages=stages,
         )  # fmt: skip
 
     def run(self):
@@ -200,6 +208,8 @@ class MadeUp:
             folder = self.session.folder_of(lineage.name)
             folder.mkdir(parents=True)
             (folder / RESULT).write_text(json.dumps(record))
+            if self.export is not None:
+                shutil.copytree(self.export, folder / EXPORT)
             self._close(stage, lineage, trial, record)
             recorder.trial_finished(lineage.name, record["outcome"], self.session.record_of(lineage.name))
 

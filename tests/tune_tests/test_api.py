@@ -1,4 +1,4 @@
-"""The notebook's page does what it shows; what a caller can do wrong is told in a sentence."""
+"""What a caller of ``tune`` and ``mmfa`` can do wrong is told in a sentence; what can be done is in docs_tests."""
 
 import re
 from pathlib import Path
@@ -10,35 +10,6 @@ import tune
 from mmfa.config import profile
 from mmfa.errors import ConfigError, MmfaError
 from tune import api
-
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "notebook.md"
-NUMBER = re.compile(r"-?\d+(\.\d+)?(e[+-]?\d+)?")
-
-
-def stable(text):
-    """Return lines without their numbers and the width of columns, which numbers decide."""
-    return [re.sub(r" +", " ", NUMBER.sub("#", line)).strip() for line in text.strip().splitlines()]
-
-
-@pytest.mark.slow
-def test_the_page_does_what_it_shows(tmp_path, monkeypatch, capsys):
-    """One study and one training: a page that nobody runs is soon wrong."""
-    monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```(python|text)\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    names, printed = {}, ""
-    for kind, block in blocks:
-        if kind == "python":
-            exec(compile(block, str(PAGE), "exec"), names)
-            printed = capsys.readouterr().out
-        else:
-            assert stable(printed) == stable(block)
-    frame = names["frame"]
-    assert frame.index.name == "training" and {"search/0000", "controls/target_bn-s0"} <= set(frame.index)
-    assert set(frame["outcome"]) == {"complete"} and frame["loss.lambda_attr"].dtype == float
-    assert frame["objective"].equals(frame["target_val/mAP"].rename("objective"))
-    assert frame.attrs["study"].startswith("smoke-")
-    with pytest.raises(MmfaError, match=r"study must be one that is recorded there \(smoke-\w+\), but got 'lambdas'"):
-        tune.results("lambdas")
 
 
 def test_the_command_line_s_words(tmp_path):

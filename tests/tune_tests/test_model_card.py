@@ -69,6 +69,8 @@ def test_a_champion_has_its_verdict():
     assert "No verdict" not in text and "share" not in text
     more = card(**{name.replace(".", "__"): value for name, value in VERDICT.items()}, verdict__alignment="-0.0071")
     assert "Alignment's share of it is -0.7 points, the rest the setting's." in more
+    several = card(**{name.replace(".", "__"): value for name, value in VERDICT.items()}, verdict__of="3")
+    assert "its mean is 41.4 %, the largest gain of 3 settings that were judged. These weights" in several
 
 
 @pytest.mark.parametrize(("source", "target"), [("market1501", "dukemtmc-reid"), ("dukemtmc-reid", "market1501")])

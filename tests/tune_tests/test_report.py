@@ -132,7 +132,9 @@ def test_every_part_of_a_search(judged):
     ):  # fmt: skip
         assert said in found.text, said
     verdict = json.loads((judged.out / "verdict.json").read_text())
-    assert f"{verdict['judgements'][0]['word']} : " in found.text
+    one = verdict["judgements"][0]
+    head = rf"{one['word']} : search-\d+ against the baseline, .{{4,5}} points of target mAP "
+    assert re.search(head + r"\(no interval, n = 3 and 3\)", found.text)
 
 
 def test_every_part_of_a_comparison(compared):
@@ -150,7 +152,8 @@ def test_figures_tell_their_numbers_without_being_seen(judged):
     found = read(judged.out)
     assert all(len(alt) > 40 and re.search(r"\d", alt) for alt in found.figures.values())
     assert "search/00" in found.figures["The trials against the seed noise"]
-    figures = re.findall(r"<figcaption>(.*?)</figcaption>\s*</figure>\s*<details>.*?</details>", text, re.S)
+    shown = r'<figcaption>(.*?)</figcaption>\s*</figure>\s*<details class="numbers">.*?</details>'
+    figures = re.findall(shown, text, re.S)
     assert len(figures) == len(found.figures), "each has a caption and its data in a table"
     assert sum("n = " in caption for caption in figures) >= 8
 
@@ -272,15 +275,15 @@ def test_pictures_of_the_method(judged, tmp_path):
     folder.mkdir()
     (folder / "one.png").write_bytes(PNG)
     (folder / "pictures.json").write_text(json.dumps([ENTRY]))
-    assert "There are none: they need two trainings to compare" in read(judged.out).text
+    told = "They could not be drawn when the study ended (KeyError)"
+    assert told in read(judged.out).text
     before, after = rebuilt(judged.out, judged.study_id, "--pictures", folder)
     found = read(judged.out)
-    assert "There are none: they" not in found.text and "A <gallery>" in found.text
+    assert told not in found.text and "A <gallery>" in found.text
     assert any(link.startswith("data:image/png;base64,iVBOR") for link in found.links)
     shutil.copytree(folder, writing.pictures_of(judged.out, judged.study_id))
-    assert rebuilt(judged.out, judged.study_id)[1] == after, "the study's own folder is looked for"
+    assert rebuilt(judged.out, judged.study_id) == (after, before), "what lies there is of an earlier state"
     shutil.rmtree(writing.pictures_of(judged.out, judged.study_id))
-    assert rebuilt(judged.out, judged.study_id)[1] == before
 
 
 @pytest.mark.parametrize(
@@ -356,11 +359,19 @@ def test_artifacts_that_are_missing_are_said(judged, tmp_path):
 
 def test_a_report_that_cannot_be_drawn_does_not_take_the_study_with_it(tmp_path, capsys):
     study = MadeUp(tmp_path, comparing(judge=""))
-    writing.pictures_of(tmp_path, study.study_id).mkdir()  # without an index
+    (tmp_path / "report.html").mkdir()
     assert study.run() == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "The report could not be drawn (DataError: " in said and f"--study-run {study.study_id}" in said
-    assert (tmp_path / f"{study.study_id}.json").exists() and not (tmp_path / "report.html").exists()
+    assert "The report could not be drawn (IsADirectoryError: " in said and f"--study-run {study.study_id}" in said
+    assert (tmp_path / f"{study.study_id}.json").exists() and (tmp_path / "report.html").is_dir()
+
+
+def test_pictures_that_are_none_do_not_take_the_page_with_them(tmp_path):
+    study = MadeUp(tmp_path, comparing(judge=""))
+    writing.pictures_of(tmp_path, study.study_id).mkdir()  # without an index
+    assert study.run() == 0
+    assert read(tmp_path).absent["Pictures of the method"].startswith("There are none: no two trainings with a result")
+    assert not writing.pictures_of(tmp_path, study.study_id).exists()
 
 
 def test_long_tables_are_cut_and_say_so(judged, monkeypatch):
@@ -370,3 +381,29 @@ def test_long_tables_are_cut_and_say_so(judged, monkeypatch):
     facts = from_session.gather(session, session.outcome(), None, regret=[], promoted=[])
     monkeypatch.setattr(page, "MAX_ROWS", 5)
     assert "The first 5 of 26 rows; study.parquet has them all." in page.render(facts)
+
+
+def test_an_oracle_says_so_above_everything(tmp_path):
+    oracle = '[objective]\nmetric = "target/mAP"\nselection = "oracle"'
+    study = MadeUp(tmp_path, searching(trials=3, more=oracle))
+    assert study.run() == 0
+    head = (tmp_path / "report.html").read_text().partition("<nav")[0]
+    assert '<p class="state">THE OFFICIAL TEST LABELS CHOSE (selection.labels = oracle)' in head
+
+
+def test_a_dead_term_is_told_from_one_without_weight(tmp_path):
+    """The made-up kernel of `literal` sees nothing, as that of eq. 5 taken literally: its gradient is exactly 0."""
+    plan = comparing(judge="")
+    study = MadeUp(tmp_path, plan)
+    assert study.run() == 0
+    shares = read(tmp_path).figures["Gradient shares"]
+    assert re.search(r"literal: attribute \(λ1\) 0.1, MDAL \(λ3\) 0 \(dead\)", shares), shares
+    assert "Dead after the last epoch: literal, MDAL (λ3), in 3 of 3 runs." in read(tmp_path).text
+
+
+def test_the_command_asks_for_what_there_is(tmp_path):
+    """The study file has three seeds; that an earlier call asked for four is not in the last one."""
+    study = MadeUp(tmp_path, comparing(judge="", trials=4), command="mmfa-study --study mine.toml --out x")
+    assert study.run() == 0
+    assert "mmfa-study --study mine.toml --out x --trials 4" in read(tmp_path).text
+    assert "--out x --trials 4" in (tmp_path / f"{study.study_id}.txt").read_text()

@@ -268,6 +268,18 @@ def test_a_registry_that_is_not_there(people, capsys, monkeypatch):
     assert not list(people.glob("**/*.db")), "nothing is made by looking"
 
 
+def test_an_address_that_is_none(people, capsys, monkeypatch, tmp_path):
+    (tmp_path / "text.db").write_text("This is no database, although it is long enough to be one. " * 20)
+    uri, port = f"models:/{NAME}@champion", services.free_port()
+    for address in (f"sqlite:///{tmp_path / 'text.db'}", f"postgresql://me@127.0.0.1:{port}/mlflow"):
+        assert ranked(people, uri, "--tracking-uri", address) == 2
+        assert "MLflow says:" in capsys.readouterr().err
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:planted@127.0.0.1:{port}")
+    assert ranked(people, uri) == 2
+    said = capsys.readouterr().err
+    assert "must not hold a password" in said and "planted" not in said
+
+
 def test_a_registry_without_models(people, registry, tmp_path, capsys):
     empty = tmp_path / "empty.db"
     MlflowClient(f"sqlite:///{empty}").search_experiments()

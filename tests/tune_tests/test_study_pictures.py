@@ -1,5 +1,6 @@
 """Which two models of a study its pictures show, that they are drawn once, and that the reading is counted."""
 
+import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -38,13 +39,13 @@ CONFIRMED = [
 def make(tmp_path):
     """Return a function that gives a study as far as its pictures see it, with the outcome that its rows say."""
 
-    def call(rows, *, text=SEARCH, settled=True):
+    def call(rows, *, text=SEARCH, settled=True, settings=("search-0001",)):
         plan = resolve(parse(text, name="mine", origin="mine.toml"), profile_name="embedded", overrides={})
         registry = Ledger(f"sqlite:///{tmp_path / 'ledger.db'}").open("s", stage="search")
         if settled and any(one.arm == "confirm" for one in rows):
             config = plan.baseline.with_overrides({"loss.lambda_attr": 9.0})
-            settings = {"baseline": plan.baseline, "search-0001": config}
-            of = confirm.Confirmed(settings=settings, champion="", champion_version="", arms={})
+            known = {"baseline": plan.baseline, **dict.fromkeys(settings, config)}
+            of = confirm.Confirmed(settings=known, champion="", champion_version="", arms={})
             registry.study.set_user_attr(confirm.ATTRIBUTE, of.to_json())
         counted = []
         session = SimpleNamespace(
@@ -81,14 +82,38 @@ def test_the_same_setting_and_seed_without_alignment_stands_beside_it(make):
     matched = row("confirm/search-0001-matched-s1000", 0.3, "search-0001-matched")
     session, found = make([*CONTROLS, *TRIALS, *CONFIRMED, matched])
     _, after = study_pictures._pair(session, found)
-    assert names(study_pictures._unaligned(found, after)) == ("confirm/search-0001-matched-s1000",)
+    left, differing = study_pictures._unaligned(found, after)
+    assert names(left) == ("confirm/search-0001-matched-s1000",) and "same setting and seed but for align" in differing
     assert study_pictures._title(matched) == "search-0001-matched, seed 1000"
     _, found = make([*CONTROLS, *TRIALS])
-    assert names(study_pictures._unaligned(found, TRIALS[1])) == ("controls/source_only-s0",)
+    left, differing = study_pictures._unaligned(found, TRIALS[1])
+    assert names(left) == ("controls/source_only-s0",) and "no target image in BatchNorm" in differing
+    in_bn = row("controls/target_bn-s0", 0.2, "target_bn")
+    left, differing = study_pictures._unaligned(make([*CONTROLS, in_bn, *TRIALS])[1], TRIALS[1])
+    assert names(left) == ("controls/target_bn-s0",) and "not all of it is alignment's" in differing
+
+
+def test_the_setting_that_beats_is_shown_else_the_first_with_a_result(make):
+    second = [row(f"confirm/search-0002-s{seed}", 0.3, "search-0002") for seed in (1000, 1001)]
+    lost = [dataclasses.replace(one, value=None, state="diverged") if one.role != "baseline" else one
+            for one in CONFIRMED]  # fmt: skip
+    session, found = make([*CONTROLS, *TRIALS, *lost, *second], settings=("search-0001", "search-0002"))
+    assert names(study_pictures._pair(session, found))[1] == "confirm/search-0002-s1000"
+    _, found = make([*CONTROLS, *TRIALS, *CONFIRMED, *second])
+    assert names(study_pictures._pair(session, found))[1] == "confirm/search-0001-s1000"
+    words = [("search-0001", "UNDETERMINED", 0.09), ("search-0002", "BEATS", 0.05), ("search-0001", "BEATS", 0.01)]
+    judged = [
+        {"candidate": name, "against": "baseline", "word": word, "contrast": {"delta": delta}}
+        for name, word, delta in words
+    ]
+    pair = study_pictures._pair(session, found, {"judgements": judged})
+    assert names(pair) == ("confirm/baseline-s1000", "confirm/search-0002-s1000")
 
 
 def test_where_the_baseline_is_the_best_there_is_nothing_to_compare(make, tmp_path):
     session, found = make([row("search/0000", 0.9), *TRIALS[1:]])
+    (tmp_path / "pictures").mkdir()  # of yesterday, when another trial was the best
+    (tmp_path / "pictures" / "pictures.json").write_text("[]")
     assert study_pictures.draw(session, found, tmp_path / "pictures") == []
     study_pictures.count(session, found)
     assert session.readings == [] and not (tmp_path / "pictures").exists()

@@ -146,6 +146,29 @@ def test_what_was_found_has_means_spreads_n_interval_and_p(word):
     assert "lies 1.3 points of target mAP above it (oracle gap, n = 1 each)." in found
 
 
+def test_a_score_may_grow_too():
+    record = record_of((NAME, GOOD))
+    record["judgements"][0]["search"]["shrinkage"] = -0.02
+    assert "confirmed 51.0 % (n = 5): it grew by 2.0 points." in said(plan_of(), record)["Found"][0]
+
+
+@pytest.mark.parametrize(
+    ("typed", "given", "wanted"),
+    [
+        ("mmfa-study --study x", {}, "mmfa-study --study x"),
+        ("mmfa-study --study x", {"trials": 20}, "mmfa-study --study x --trials 20"),
+        ("mmfa-study --trials 12 --out 'a b'", {"trials": 20}, "mmfa-study --trials 20 --out 'a b'"),
+        ("mmfa-study --trials=12", {"trials": 20}, "mmfa-study --trials 20"),
+        ("mmfa-study --quick", {"confirm_seeds": 8}, "mmfa-study --confirm-seeds 8"),
+        ("mmfa-study --quick", {"quick": True}, "mmfa-study --quick"),
+        ("tune.run('x', trials=12, quick=True)", {"trials": 20}, "tune.run('x', trials=20)"),
+        ("tune.run('x')", {"confirm_seeds": 8}, "tune.run('x', confirm_seeds=8)"),
+    ],
+)
+def test_the_command_has_the_numbers_that_were_asked_for_at_any_time(typed, given, wanted):
+    assert words.reproducing(plan_of(**given), typed) == wanted
+
+
 def test_what_was_asked_is_the_studys_question():
     assert said(plan_of(), record_of((NAME, GOOD)))["Asked"] == ["Do other weights beat the paper's?"]
 

@@ -36,7 +36,8 @@ FIXED: list[tuple[str, pa.DataType, str, str]] = [
 ]
 """Columns of every study: name, type, unit, meaning."""
 UNITS = {
-    "train/loss_": (LOSS, "mean over the epoch; total is weighted"),
+    "train/loss_": (LOSS, "mean over the epoch, before its weight λ"),
+    "train/loss_total": ("loss, weighted", "mean over the epoch of eq. 7, the weighted sum"),
     "train/learning_rate": ("", "of the epoch's last step"),
     "train/images_per_second": ("images per second", "source and target images over the wall time of the steps"),
     "train/seconds": (SECONDS, "wall time of the epoch, evaluation included"),

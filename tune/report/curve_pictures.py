@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from matplotlib.axes import Axes
 
 from tune import advice
+from tune.fidelity import MIN_TRIALS
 from tune.report import drawing
 from tune.report.blocks import Absent, Figure, Table
 from tune.report.drawing import BAND, LOOKS
@@ -146,10 +147,13 @@ def fidelity(facts: Facts) -> Figure | Absent:
     if facts.plan.study.is_comparison:
         return Absent(title, "Nothing is pruned in a comparison.")
     report = advice.fidelity_report(facts.plan, facts.outcome)
-    points = [row for row in report.get("epochs", []) if row["tau"] is not None]
-    if len(points) < 2 or report["n"] < 3:
-        n = report.get("n", 0)
-        return Absent(title, f"It takes three full trials or more with {facts.outcome.metric} by epoch; here n = {n}.")
+    n = report.get("n", 0)
+    if n < MIN_TRIALS:
+        why = f"It takes {MIN_TRIALS} full trials or more with {facts.outcome.metric} by epoch; here n = {n}."
+        return Absent(title, why)
+    points = [row for row in report["epochs"][:-1] if row["tau"] is not None]  # the last epoch foretells itself
+    if not points:
+        return Absent(title, f"No epoch before the last tells n = {n} trials apart by {facts.outcome.metric}.")
     at = [row["epoch"] for row in points]
     with drawing.canvas(2.7, key="fidelity") as (figure, grid):
         axes = grid[0][0]
@@ -163,7 +167,8 @@ def fidelity(facts: Facts) -> Figure | Absent:
         axes.set_xlabel("epoch")
         drawing.legend(figure, axes, num=3)
         first = f"{points[0]['tau']:.2f} after epoch {at[0]}"
-        alt = f"Kendall's tau of {facts.outcome.metric} with the last epoch, from {first} to 1."
+        end = f"{points[-1]['tau']:.2f} after epoch {at[-1]}"
+        alt = f"Kendall's tau of {facts.outcome.metric} with the last epoch, n = {n} trials: {first}, {end}."
         svg = drawing.to_svg(figure, key="fidelity", alt=alt)
     rows = [[str(row["epoch"]), f"{row['tau']:.2f}", f"{row['low']:.2f} to {row['high']:.2f}"] for row in points]
     data = Table(headers=["epoch", "τ", "95 % interval"], rows=rows, numeric=[True] * 3)

@@ -106,6 +106,8 @@ class Facts:
     """Of the image stores and weights, by name."""
     amendments: Sequence[Mapping[str, Any]] = ()
     promotion: str = ""
+    no_pictures: str = ""
+    """Why the page has no pictures of the method, in a sentence; "" where there may be some."""
     closed: bool = True
     """Whether the study is over, judged and recorded."""
     unknown: Sequence[str] = ()

@@ -112,6 +112,7 @@ def gather(client: MlflowClient, run: Run, ledger: Ledger, study_id: str) -> Fac
         fingerprints=json.loads(run.data.tags.get("data.fingerprint", "{}")),
         amendments=attrs.get("amendments", []),
         promotion=run.data.tags.get("promotion", "") if over else "",
+        no_pictures=about.get("no_pictures", "") if over else "They are drawn when the study ends.",
         closed=over,
         unknown=_unknown(about, kept, lineages, records, over=over),
     )

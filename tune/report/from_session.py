@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmfa.errors import CheckpointError
-from tune import judging, provenance
+from tune import judging, provenance, words
 from tune.job import read_result
 from tune.outcomes import Outcome
 from tune.report.facts import Epoch, Facts, Record, trainings
@@ -21,6 +21,7 @@ def gather(
     *,
     regret: Sequence[Mapping[str, Any]],
     promoted: Sequence[str],
+    no_pictures: str = "",
 ) -> Facts:
     """Return what the report tells.
 
@@ -30,6 +31,7 @@ def gather(
         verdict: The record of ``verdict.json``.
         regret: The table of selection regret.
         promoted: What was promoted, or why not.
+        no_pictures: Why there are no pictures of the method; "" where there are.
     """
     attrs = session.registry.study.user_attrs
     lineages = session.lineages()
@@ -42,13 +44,14 @@ def gather(
         verdict=verdict,
         regret=regret,
         readings=judging.counted(session),
-        command=session.request.command,
+        command=words.reproducing(session.plan, session.request.command),
         commits=list(attrs.get("commits", [])),
         hardware=provenance.hardware(),
         versions=provenance.versions(),
         fingerprints=session.stores.fingerprints,
         amendments=attrs.get("amendments", []),
         promotion=" ".join(promoted),
+        no_pictures=no_pictures,
     )
 
 
@@ -57,6 +60,7 @@ def about(session: Session, facts: Facts) -> dict[str, Any]:
     return {
         "schema": 1,
         "command": facts.command,
+        "no_pictures": facts.no_pictures,
         "quick": session.plan.quick,
         "labelled": session.plan.labelled,
         "seconds": {one.name: one.record.seconds for one in facts.trainings},

@@ -18,6 +18,8 @@ from tune.report.blocks import Absent, Block, Lines, Section, Table
 from tune.report.facts import Facts, scale_of
 from tune.wording import duration, percent, points, short, symbol
 
+NO_PICTURES = "None are on record: they compare two trainings, and are drawn when the study ends."
+"""Where nothing is known of why."""
 MANY = 2
 """Judgements beyond which the table stands before the text."""
 MAX_ROWS = 300
@@ -46,7 +48,7 @@ def render(facts: Facts, *, pictures: Path | None = None) -> str:
         max_rows=MAX_ROWS,
         question=facts.plan.study.question,
         subtitle=_subtitle(facts),
-        state=_state(facts),
+        states=[line for line in (_state(facts), _oracle(facts)) if line],
         words=_words(facts),
     )
     return page.rstrip() + "\n"
@@ -55,7 +57,7 @@ def render(facts: Facts, *, pictures: Path | None = None) -> str:
 def _sections(facts: Facts, pictures: Path | None) -> list[Section]:
     embedded_pictures: Sequence[Block] = [] if pictures is None else embedded.read(pictures)
     if not embedded_pictures:
-        embedded_pictures = [Absent("Pictures of the method", "There are none: they need two trainings to compare.")]
+        embedded_pictures = [Absent("Pictures of the method", facts.no_pictures or NO_PICTURES)]
     return [
         Section(key="answer", title="The answer", blocks=_answer(facts)),
         Section(key="results", title="Results", blocks=_results(facts)),
@@ -99,16 +101,23 @@ def _state(facts: Facts) -> str:
     )
 
 
+def _oracle(facts: Facts) -> str:
+    """Return the caveat of a study that chose by the labels by which it is judged."""
+    return f"{words.LABELS['oracle']}." if facts.plan.labels == "oracle" else ""
+
+
 def _words(facts: Facts) -> list[tuple[str, str]]:
-    """Return the words of the verdict, each with what it is about."""
+    """Return the words of the verdict, each with what it is about, how sure and of how many runs."""
     judged = [] if facts.verdict is None else facts.verdict["judgements"]
     return [
         (
             one["word"],
             f"{words.title(facts.plan, one['candidate'])} against {words.title(facts.plan, one['baseline'])}, "
-            f"{points(one['contrast']['delta'])} points of target mAP",
+            f"{points(contrast['delta'])} points of target mAP ({run_pictures.interval(contrast)}, "
+            f"n = {contrast['n_candidate']} and {contrast['n_other']})",
         )
         for one in judged
+        for contrast in [one["contrast"]]
     ]
 
 
@@ -133,7 +142,8 @@ def _results(facts: Facts) -> list[Block]:
     plan, outcome = facts.plan, facts.outcome
     found: list[Block] = []
     if plan.study.is_comparison or any(row.value is not None for row in outcome.rows):
-        found.append(blocks.of_rich(summary.table(plan, outcome), title="Means ± standard deviation over runs"))
+        title = "Means ± standard deviation over n runs; one run has no ±"
+        found.append(blocks.of_rich(summary.table(plan, outcome), title=title))
     else:
         found.append(Absent("Results", "No training has a result."))
     found.append(_noise(facts))
@@ -142,9 +152,7 @@ def _results(facts: Facts) -> list[Block]:
     elif plan.study.reported:
         head, *lines = comparison.curves(plan, outcome)
         rows = [line.strip().rsplit(": ", 1) for line in lines]
-        found.append(
-            Table(headers=["arm", "rank-1 / 5 / 10 / mAP"], rows=rows, title=f"Ours and published. {head}", folded=True)
-        )
+        found.append(Table(headers=["arm", "rank-1 / 5 / 10 / mAP"], rows=rows, title=f"Ours and published. {head}"))
     else:
         found.append(Absent("Published numbers", "The study file names none for these arms."))
     return [*found, run_pictures.runs(facts), run_pictures.paired(facts)]
@@ -266,7 +274,8 @@ def _trainings(facts: Facts) -> list[Block]:
     ended = [one for one in facts.trainings if one.reason and one.state in ("diverged", "pruned", "lost")]
     told = [f"{one.name}, {one.state}: {one.reason}." for one in ended[:MAX_ROWS]]
     table = Table(headers=headers, rows=rows, numeric=numeric, title=_counts(facts), folded=True)
-    return [table, Lines(told or ["Every training ran to its end or waits: none was pruned, diverged or was lost."])]
+    waiting = f"; {facts.left} are not over" if facts.left else ""
+    return [table, Lines(told or [f"No training was pruned, diverged or was lost{waiting}."])]
 
 
 def _counts(facts: Facts) -> str:

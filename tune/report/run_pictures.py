@@ -171,7 +171,7 @@ def forest(facts: Facts) -> Figure | Absent:
         axes.margins(x=0.12)
         drawing.legend(figure, axes, num=1)
         said = "; ".join(
-            f"{name}: {points(one['delta'])}{_interval(one)}{f', {word}' if word else ''}" for name, one, word in rows
+            f"{name}: {points(one['delta'])} ({interval(one)}){f', {word}' if word else ''}" for name, one, word in rows
         )
         alt = f"Differences of {JUDGED} in points with 95 % intervals. {said}."
         svg = drawing.to_svg(figure, key="forest", alt=alt)
@@ -180,7 +180,7 @@ def forest(facts: Facts) -> Figure | Absent:
             name,
             f"{one['n_candidate']}, {one['n_other']}",
             points(one["delta"]),
-            _interval(one).strip(" ()"),
+            interval(one).removeprefix("95 %: "),
             f"{one['p']:.2g}" if one["p"] is not None else "–",
             word,
         ]
@@ -193,7 +193,7 @@ def forest(facts: Facts) -> Figure | Absent:
     )
     caption = (
         "Filled: what a word was given for; open: its parts. Lines: 95 % bootstrap over seeds and identities, wider "
-        f"than the test, which knows of seeds only. n = {rows[0][1]['n_candidate']} and {rows[0][1]['n_other']} runs."
+        f"than the test, which knows of seeds only. {_numbers(rows)}"
     )
     return Figure(key="forest", title=title, svg=svg, alt=alt, caption=caption, data=data)
 
@@ -209,11 +209,20 @@ def _contrasts(plan: Plan, verdict: Mapping[str, Any]) -> list[tuple[str, Mappin
     return rows
 
 
-def _interval(contrast: Mapping[str, Any]) -> str:
+def _numbers(rows: Sequence[tuple[str, Mapping[str, Any], str]]) -> str:
+    """Return of how many runs the differences are; diverged ones may be missing in some."""
+    numbers = {name: f"{one['n_candidate']} and {one['n_other']}" for name, one, _ in rows}
+    if len(set(numbers.values())) == 1:
+        return f"n = {next(iter(numbers.values()))} runs."
+    return "Runs: " + "; ".join(f"{name}, n = {n}" for name, n in numbers.items()) + "."
+
+
+def interval(contrast: Mapping[str, Any]) -> str:
+    """Return a difference's interval in words."""
     if contrast["interval"] is None:
-        return " (no interval)"
+        return "no interval"
     low, high = contrast["interval"]
-    return f" ({points(low)} to {points(high)})"
+    return f"95 %: {points(low)} to {points(high)}"
 
 
 def _unjudged(facts: Facts) -> str:

@@ -23,12 +23,14 @@ def write(facts: Facts, out: Path, *, pictures: Path | None = None) -> tuple[Pat
     Args:
         facts: What there is to tell.
         out: Folder, which is made where it is not there.
-        pictures: Folder of pictures to embed; by default the study's own in ``out``.
+        pictures: Folder of pictures to embed; by default the study's own in ``out``, unless the facts say that it has
+            none: what lies there then is of an earlier state of the study.
 
     Raises:
         DataError: pictures that cannot be embedded.
     """
-    html = page.render(facts, pictures=pictures or pictures_of(out, facts.study_id))
+    own = None if facts.no_pictures else pictures_of(out, facts.study_id)
+    html = page.render(facts, pictures=pictures or own)
     out.mkdir(parents=True, exist_ok=True)
     for name in (f"{facts.study_id}.{PAGE}", PAGE):
         temporary = out / f"{name}.tmp"
