@@ -26,3 +26,12 @@ def s3(tmp_path_factory):
         for name, value in found.items():
             patch.setenv(name, value)
         yield services.client(found["AWS_ENDPOINT_URL"])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_is_left_set():
+    """Fail a module that leaves MLflow's global addresses set: a later one would be given another one's models."""
+    names = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
+    before = [os.environ.get(name) for name in names]
+    yield
+    assert [os.environ.get(name) for name in names] == before

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # by default a dead server blocks a call for four minutes
@@ -33,3 +35,26 @@ def settle() -> None:
     if exempt != "*":
         hosts = [host.strip() for host in exempt.split(",") if host.strip()]
         os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(dict.fromkeys([*hosts, *LOOPBACK]))
+
+
+@contextmanager
+def mlflow_at(address: str) -> Iterator[None]:
+    """Have MLflow look there within, and outside where it looked before.
+
+    It finds registered models by its global addresses alone, the registry's before the tracking's. Whoever set the
+    first and left it would have ``models:/…`` mean another database's model, in this process and in its children.
+    """
+    import mlflow
+
+    names = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")  # where MLflow writes what is set
+    before = {name: os.environ.get(name) for name in names}
+    mlflow.set_tracking_uri(address)
+    mlflow.set_registry_uri(address)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(before[names[0]])
+        mlflow.set_registry_uri(before[names[1]])
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)

@@ -25,6 +25,7 @@ from tune import (
     closing,
     cluster,
     confirm,
+    environment,
     joining,
     mirror,
     nodes,
@@ -61,7 +62,8 @@ def run(request: Request, console: Console) -> int:
         MmfaError: bad input or surroundings, found before anything starts.
     """
     try:
-        return _run(request, console)
+        with environment.mlflow_at(request.places.tracking):
+            return _run(request, console)
     except LeaseLostError as error:
         console.say(f"Stopped: {error}")
         return 1

@@ -125,16 +125,13 @@ def open_tracking(where: Places, *, experiment: str) -> tuple[MlflowClient, str]
         MmfaError: a server that does not answer, or a database that holds something else.
     """
     remote = where.tracking.startswith(("http://", "https://"))
-    import mlflow
     from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
 
-    mlflow.set_tracking_uri(where.tracking)
-    mlflow.set_registry_uri(where.tracking)
     artifacts = None if remote else (where.out / "mlartifacts").as_uri()
     try:
         _make_whole(where.tracking)
-        client = MlflowClient(where.tracking)
+        client = MlflowClient(where.tracking, where.tracking)
         found = client.get_experiment_by_name(experiment)
         if found is not None and found.lifecycle_stage == "deleted":
             raise MmfaError(

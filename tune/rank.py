@@ -107,7 +107,7 @@ def fetched(uri: str, *, tracking: str | None) -> Iterator[Path]:
 
     from tune.places import first_line
 
-    with tempfile.TemporaryDirectory(prefix="mmfa-rank-") as folder, _asking(where):
+    with tempfile.TemporaryDirectory(prefix="mmfa-rank-") as folder, environment.mlflow_at(where):
         try:
             _reach(where)
             version = _version(MlflowClient(where, where), uri)
@@ -120,25 +120,6 @@ def fetched(uri: str, *, tracking: str | None) -> Iterator[Path]:
         except KeyError as error:
             raise ConfigError(f"--model {uri} holds no model of mmfa; name one that a study promoted.") from error
         yield export
-
-
-@contextmanager
-def _asking(where: str) -> Iterator[None]:
-    """Have MLflow ask there within, for it takes a registered model from its global addresses alone; leave no trace."""
-    import mlflow
-
-    names = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")  # where MLflow writes what is set
-    before = {name: os.environ.get(name) for name in names}
-    mlflow.set_tracking_uri(where)
-    mlflow.set_registry_uri(where)
-    try:
-        yield
-    finally:
-        mlflow.set_tracking_uri(before[names[0]])
-        mlflow.set_registry_uri(before[names[1]])
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
 
 
 def _reach(where: str) -> None:

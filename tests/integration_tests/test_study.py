@@ -16,7 +16,7 @@ from mmfa.data import catalog
 from mmfa.data.store import build, open_store
 from mmfa.evaluate import embed
 from mmfa.hardware import Hardware
-from tune import cli
+from tune import cli, environment
 
 pytestmark = pytest.mark.slow
 NAME = "mmfa-embedded-source-to-embedded-target"
@@ -134,8 +134,7 @@ def test_the_candidate_embeds_as_the_trial_did(study, client, embedded_cache):
     model.to(memory_format=hardware.memory_format)
     expected = embed(model, images, np.arange(5), height=32, width=16, hardware=hardware).numpy()
     np.testing.assert_array_equal(np.load(got), expected)
-    mlflow.set_tracking_uri(uri)
-    with pytest.raises(Exception, match="uint8"):
+    with environment.mlflow_at(uri), pytest.raises(Exception, match="uint8"):
         mlflow.pyfunc.load_model(f"models:/{NAME}@candidate").predict(images.astype(np.float32))
 
 

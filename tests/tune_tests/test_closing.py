@@ -4,7 +4,6 @@ import getpass
 import sys
 from pathlib import Path
 
-import mlflow
 import pytest
 from mlflow.tracking import MlflowClient
 from mmfa_tests.conftest import tiny_store
@@ -13,7 +12,7 @@ from tune_tests.made_up import MadeUp, searching
 import mmfa.data.store
 from mmfa.config import profile
 from mmfa.training import Training
-from tune import cli, study_pictures
+from tune import cli, environment, study_pictures
 from tune.closing import tunnel_to
 from tune.report import writing
 
@@ -55,13 +54,9 @@ def confirmed(tmp_path, monkeypatch):
         tmp_path / "out", searching(trials=6, confirm_seeds=5), export=training.export(tmp_path / "export"),
         paths={name: Path(name) for name in stores}, promote="champion",
     )  # fmt: skip
-    before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
-    mlflow.set_tracking_uri(study.session.request.places.tracking)
-    mlflow.set_registry_uri(study.session.request.places.tracking)
-    monkeypatch.setattr(sys, "path", list(sys.path))  # a model that is loaded adds its code
-    yield study
-    mlflow.set_tracking_uri(before[0])
-    mlflow.set_registry_uri(before[1])
+    with environment.mlflow_at(study.session.request.places.tracking):
+        monkeypatch.setattr(sys, "path", list(sys.path))  # a model that is loaded adds its code
+        yield study
 
 
 @pytest.mark.nightly

@@ -19,7 +19,7 @@ from mmfa.data.store import build, open_store
 from mmfa.errors import MmfaError
 from mmfa.evaluate import embed
 from mmfa.training import Training
-from tune import promotion
+from tune import environment, promotion
 from tune.lease import LeaseLostError
 from tune.promotion import Promoted, promote_candidate, promote_champion, standing_champion
 
@@ -64,13 +64,9 @@ def empty_registry(tmp_path_factory):
 def client(empty_registry, tmp_path, monkeypatch):
     """A registry of its own, where MLflow as a whole looks for models."""
     uri = f"sqlite:///{shutil.copy(empty_registry, tmp_path / 'mlflow.db')}"
-    before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
-    mlflow.set_tracking_uri(uri)
-    mlflow.set_registry_uri(uri)
-    monkeypatch.setattr(sys, "path", list(sys.path))  # a model that is loaded adds its code
-    yield MlflowClient(uri)
-    mlflow.set_tracking_uri(before[0])
-    mlflow.set_registry_uri(before[1])
+    with environment.mlflow_at(uri):
+        monkeypatch.setattr(sys, "path", list(sys.path))  # a model that is loaded adds its code
+        yield MlflowClient(uri)
 
 
 @pytest.fixture

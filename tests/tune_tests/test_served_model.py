@@ -25,7 +25,7 @@ from PIL import Image
 from mmfa.config import profile
 from mmfa.evaluate import embed
 from mmfa.training import Training
-from tune import rank
+from tune import environment, rank
 from tune.promotion import Promoted, promote_candidate
 
 NAME = "mmfa-pair"
@@ -58,21 +58,17 @@ def registry(training, export, images, tmp_path_factory):
     """The URI of an MLflow with one promoted model."""
     folder = tmp_path_factory.mktemp("registry")
     uri = f"sqlite:///{folder / 'mlflow.db'}"
-    before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
-    mlflow.set_tracking_uri(uri)
-    mlflow.set_registry_uri(uri)
-    client = MlflowClient(uri)
-    run = client.create_run(client.create_experiment("pair", (folder / "artifacts").as_uri()))
-    tags = {"mmfa.study": "s-1", "mmfa.lineage": "search/0001", "selection.labels": "target_val", "protocol": "p"}
-    tags |= {"data.fingerprint": "{}", "objective": "target_val/mAP", "objective.value": "0.3"}
-    promoted = Promoted(
-        name=NAME, run_id=run.info.run_id, export=export, probe=images, check=lambda: None,
-        tags={**tags, "config": CONFIG.to_json()},
-    )  # fmt: skip
-    promote_candidate(client, promoted, value=0.3)
-    yield uri
-    mlflow.set_tracking_uri(before[0])
-    mlflow.set_registry_uri(before[1])
+    with environment.mlflow_at(uri):
+        client = MlflowClient(uri)
+        run = client.create_run(client.create_experiment("pair", (folder / "artifacts").as_uri()))
+        tags = {"mmfa.study": "s-1", "mmfa.lineage": "search/0001", "selection.labels": "target_val", "protocol": "p"}
+        tags |= {"data.fingerprint": "{}", "objective": "target_val/mAP", "objective.value": "0.3"}
+        promoted = Promoted(
+            name=NAME, run_id=run.info.run_id, export=export, probe=images, check=lambda: None,
+            tags={**tags, "config": CONFIG.to_json()},
+        )  # fmt: skip
+        promote_candidate(client, promoted, value=0.3)
+        yield uri
 
 
 @pytest.fixture(scope="module")
