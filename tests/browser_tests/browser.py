@@ -11,6 +11,7 @@ from PIL import Image
 HARMLESS = (
     "/mlflow/users/current",  # MLflow asks who has logged in, and its server without accounts answers 404
     "config.mlflow-telemetry.io",  # it asks the network whether to count users
+    "ResizeObserver loop completed with undelivered notifications",  # its tables draw twice where the machine is busy
 )
 """Addresses, or parts of a text, of errors in the console that are MLflow's own and of no concern."""
 ALONE = """
