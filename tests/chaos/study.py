@@ -53,7 +53,7 @@ class Study(Driver):
         mine = [line["lineage"] for line in self.commits() if line["pid"] == pid]
         return mine[-1] if mine and mine[-1] in self.open_lineages() else None
 
-    def recovery(self, since, *, of=None, without=(), driver=0, timeout=180):
+    def recovery(self, since, *, of=None, without=(), driver=0, timeout=600):
         """Wait for progress after a fault; return how long it took, in seconds."""
         found = []
         self.wait_for(
@@ -72,12 +72,12 @@ class Study(Driver):
 
     def bury(self):
         """Wait until the orphans of a killed driver are gone too."""
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while left := [process for process in psutil.process_iter() if carries(process, self.mark)]:
             assert time.monotonic() < deadline, f"orphans of the driver live on: {left}"
             time.sleep(0.2)
 
-    def grow(self, number, *, timeout=240):
+    def grow(self, number, *, timeout=900):
         """Wait for so many more epochs."""
         target = len(self.commits()) + number
         self.wait_for(lambda: len(self.commits()) >= target, timeout=timeout)

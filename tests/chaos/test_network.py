@@ -40,10 +40,10 @@ def test_a_node_is_cut_off_and_healed(cluster, tmp_path, embedded_cache, request
     at = cluster.network.cut("a")
     if frozen:
         zombie.send_signal(signal.SIGSTOP)
-    record("node-cut-off", study.recovery(at, of={lineage}, without=[zombie.pid], timeout=180), frozen=frozen)
+    record("node-cut-off", study.recovery(at, of={lineage}, without=[zombie.pid], timeout=600), frozen=frozen)
     healed = cluster.network.heal("a")
     zombie.send_signal(signal.SIGCONT)
-    study.wait_for(lambda: not zombie.is_running(), timeout=60)
+    study.wait_for(lambda: not zombie.is_running(), timeout=180)
     print(f"the healed node's worker was gone after {time.time() - healed:.1f} s")
     lost.end()
     back = time.time()

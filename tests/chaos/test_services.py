@@ -36,7 +36,7 @@ def test_mlflow_is_down_for_two_minutes(tmp_path, embedded_cache, request):
     assert during[-1] > at + OUTAGE_SECONDS - 20, "the study stopped while MLflow was down"
     server.up()
     back = time.time()
-    study.wait_for(lambda: len(recorded(study)) >= len(during) + 6, timeout=60)
+    study.wait_for(lambda: len(recorded(study)) >= len(during) + 6, timeout=300)
     record("mlflow-down", time.time() - back, outage=OUTAGE_SECONDS, epochs_meanwhile=len(during))
     assert study.process.wait(900) == 0, study.log()
     check_survived(study)

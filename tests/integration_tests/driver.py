@@ -33,8 +33,9 @@ log = true
 """
 
 
-QUICK = TINY.replace("[fixed]", '[fixed]\n"data.image_height" = 32\n"data.image_width" = 16')
-"""The same on smaller images, where nobody has to be killed in the middle."""
+SMALL_STEPS = '"data.image_height" = 32\n"data.image_width" = 16\n"data.source_batch" = 64\n"data.target_batch" = 64'
+QUICK = TINY.replace("[fixed]", f"[fixed]\n{SMALL_STEPS}")
+"""The same on smaller images in larger batches, where nobody has to be killed in the middle."""
 
 
 class Driver:
@@ -60,7 +61,7 @@ class Driver:
         )
         return self.process
 
-    def run(self, *more, timeout=400):
+    def run(self, *more, timeout=1200):
         """Run to the end; return the exit code and what this call printed."""
         log = self.out.parent / "log.txt"
         before = log.stat().st_size if log.exists() else 0
@@ -90,9 +91,9 @@ class Driver:
 
     def kill(self, number=signal.SIGKILL):
         os.kill(self.process.pid, number)
-        return self.process.wait(60)
+        return self.process.wait(180)
 
-    def wait_for(self, condition, *, timeout=180):
+    def wait_for(self, condition, *, timeout=600):
         """Wait until ``condition()`` holds while the driver runs."""
         deadline = time.monotonic() + timeout
         while not condition():

@@ -41,7 +41,7 @@ def test_smoke_runs_from_the_wheel(installed, tmp_path, embedded_cache):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [str(installed / "mmfa-study"), "--study", "smoke", "--cache-dir", str(embedded_cache)]
     ran = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=400, check=False
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=1200, check=False
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "Found: " in ran.stdout and "@candidate is now version 1: the best" in ran.stdout

@@ -54,7 +54,7 @@ def test_a_node_that_joins_later_gets_them_for_its_first_trial(tmp_path, cluster
     driver.wait_for(lambda: driver.epochs())
     late = cluster.start_node("late", prefix=own_disk(embedded_cache))
     driver.wait_for(lambda: {line["pid"] for line in driver.commits()} & {worker.pid for worker in late.workers()})
-    assert driver.process.wait(300) == 0, (tmp_path / "log.txt").read_text()
+    assert driver.process.wait(900) == 0, (tmp_path / "log.txt").read_text()
     records = [json.loads(path.read_text()) for path in driver.out.glob("storage/*/*/result.json")]
     assert [record["outcome"] for record in records] == ["complete"] * 6
     log = (tmp_path / "log.txt").read_text()
