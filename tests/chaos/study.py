@@ -7,7 +7,7 @@ import uuid
 import psutil
 import pyarrow.parquet
 import services
-from integration_tests.driver import Driver, check_exactly_once
+from integration_tests.driver import SIZES, Driver, check_exactly_once
 
 STUDY = """
 question = "Does a study survive the loss of anything?"
@@ -16,8 +16,7 @@ start_up = 2
 [protocol]
 baseline_seeds = 1
 [fixed]
-"data.image_height" = 64
-"data.image_width" = 32
+{sizes}
 "optim.num_epochs" = {epochs}
 "optim.warmup_epochs" = 1
 [space."loss.lambda_attr"]
@@ -34,7 +33,7 @@ class Study(Driver):
 
     def __init__(self, folder, *, cache, trials=3, epochs=5):
         self.trials, self.epochs_each = trials, epochs
-        text = STUDY.format(trials=trials, epochs=epochs)
+        text = STUDY.format(sizes=SIZES, trials=trials, epochs=epochs)
         super().__init__(folder, cache=cache, study=text, lease_seconds=10, quick=True)
         self.mark = uuid.uuid4().hex
         self.environment = {MARK: self.mark}

@@ -15,7 +15,7 @@ import optuna
 import pytest
 import services
 import sqlalchemy as sa
-from integration_tests.driver import TINY, Driver
+from integration_tests.driver import SIZES, TINY, Driver
 from mlflow.tracking import MlflowClient
 
 pytestmark = pytest.mark.slow
@@ -27,9 +27,7 @@ PLANTED = {
     "RAY_AUTH_TOKEN": "planted-ray-secret-000000000000000000000000",
 }
 """In the command's environment, as documented."""
-SMALL = TINY.replace("trials = 4", "trials = 2").replace(
-    "[fixed]", '[fixed]\n"data.image_height" = 32\n"data.image_width" = 16'
-)
+SMALL = TINY.replace("trials = 4", "trials = 2").replace(SIZES, '"data.image_height" = 32\n"data.image_width" = 16')
 
 
 @contextlib.contextmanager
