@@ -212,7 +212,7 @@ class RunConfig(_Section):
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Autocast of the backbone; ``auto``: bf16 where the hardware has it."""
     channels_last: Literal["auto", "on", "off"] = "auto"
-    """Memory format of images and weights; ``auto``: on wherever bf16 is."""
+    """Memory format of images and weights; ``auto``: on for a CPU, and for a GPU with bf16."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Compiled backbone, as long as its gradient is right; ``auto``: on GPUs; ``on`` is refused on a CPU: no faster."""
 

@@ -398,7 +398,8 @@ def test_evaluation_refuses_features_that_are_not_finite(tiny, source, target):
 
 
 def test_hardware_is_chosen_or_refused(tiny):
-    assert Hardware.choose("cpu", tiny.run) == Hardware(device=torch.device("cpu"), bf16=False, channels_last=False)
+    assert Hardware.choose("cpu", tiny.run) == Hardware(device=torch.device("cpu"), bf16=False, channels_last=True)
+    assert not Hardware.choose("cpu", tiny.with_overrides({"run.channels_last": "off"}).run).channels_last
     fast = Hardware.choose("cpu", tiny.with_overrides(FAST).run)
     assert fast.bf16 and fast.channels_last
     with pytest.raises(ConfigError, match="device must be"):
