@@ -100,8 +100,8 @@ def fidelity_sentence(report: dict[str, Any]) -> str:
         return ""
     if (n := report["n"]) < fidelity.MIN_TRIALS:
         return f"Fidelity: fewer than {fidelity.MIN_TRIALS} full trials (n = {n}) recommend nothing about pruning."
-    shown = [row for row in report["epochs"] if row["tau"] is not None]
-    picks = [shown[len(shown) * share // 4] for share in (1, 2, 3)] if len(shown) > 3 else shown[:-1]
+    shown = [row for row in report["epochs"][:-1] if row["tau"] is not None]  # the last one agrees with itself
+    picks = [shown[len(shown) * share // 4] for share in (1, 2, 3)] if len(shown) > 3 else shown
     taus = ", ".join(f"epoch {p['epoch']}: {p['tau']:.2f} ({p['low']:.2f} to {p['high']:.2f})" for p in picks)
     grace = report["grace_period"]
     if grace is not None:

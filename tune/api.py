@@ -167,14 +167,13 @@ def _all(client: MlflowClient, experiments: list[str], wanted: str) -> list[Run]
 
 
 def _row(run: Run) -> dict[str, Any]:
-    from tune.view import OBJECTIVE, SETTING
+    from tune.view import LOG, OBJECTIVE, SETTING
     from tune.wording import SYMBOLS
 
     fields = {symbol: field for field, symbol in SYMBOLS.items()}
     row: dict[str, Any] = {name: run.data.tags.get(tag) for name, tag in ABOUT.items()}
     for name, value in run.data.params.items():
-        if name.startswith(f"{SETTING} "):
-            told = name.removeprefix(f"{SETTING} ")
+        if name.startswith(f"{SETTING} ") and not (told := name.removeprefix(f"{SETTING} ")).startswith(LOG):
             row[fields.get(told, told)] = _number(value)
     metrics = dict(run.data.metrics)
     return {**row, "objective": metrics.pop(OBJECTIVE, None), **metrics}

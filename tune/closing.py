@@ -37,7 +37,7 @@ def finish(session: Session, recorder: Recorder, client: MlflowClient, console: 
     more = _more(session, found)
     _count_pictures(session, found)
     verdict = judging.judge(session, found)
-    report = summary.Report(session.plan, found, verdict, more)
+    report = summary.Report(session.plan, found, verdict, more, judging.counted(session))
     console.rich.print(summary.table(session.plan, found))
     if verdict is not None:
         console.rich.print(summary.verdict_table(session.plan, verdict))

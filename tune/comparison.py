@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import rich.box
 from rich.table import Table
@@ -12,6 +14,7 @@ from rich.text import Text
 from studies.plan import SPLIT_SETS, Arm, Plan
 from tune.outcomes import Outcome, Spread, spread
 from tune.wording import percent
+from tune.words import read_times
 
 OURS = {"target_val/mAP": "val mAP", "target/mAP": "mAP", "target/rank1": "rank-1", "mmd/kernel_liveness": "alive"}
 """Metrics of the table and their titles; accuracies in percent."""
@@ -82,11 +85,19 @@ def _cell(found: Spread | None, metric: str) -> str:
     return percent(found.mean) + ("" if found.sd is None else f" ± {100 * found.sd:.1f}")
 
 
-def sentences(plan: Plan, outcome: Outcome) -> list[str]:
-    """Return in plain words what the table is worth, and which steps of the published order hold."""
+def sentences(plan: Plan, outcome: Outcome, *, readings: Mapping[str, Any] | None = None) -> list[str]:
+    """Return in plain words what the table is worth, and which steps of the published order hold.
+
+    Args:
+        plan: What was asked.
+        outcome: What came out.
+        readings: How often the official test labels were read, where it is on record.
+    """
+    counted = f"; its labels were read {read_times(readings)}" if readings else ""
     lines = [
         f"Nothing was selected (selection.labels = none): every arm was trained on {_seeds(plan)}. target/* is the "
-        "official split, read once per training, after its last epoch. ± is the standard deviation over those runs."
+        f"official split, evaluated after the last epoch of each training{counted}. ± is the standard deviation over "
+        "those runs."
     ]
     over_splits = [arm for arm in plan.arms if arm.config.data.target in SPLIT_SETS]
     if over_splits:

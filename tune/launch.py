@@ -184,7 +184,7 @@ def _recorder(session: Session, client: MlflowClient, experiment: str, console: 
         name=session.study_id,
         params=params,
         note=study_run.note(session),
-        conclude=lambda artifacts: study_run.note(session, artifacts.get("verdict.json"), over=True),
+        conclude=functools.partial(study_run.note, session),
         datasets=study_run.datasets(session),
         files=study_run.files(session),
     )

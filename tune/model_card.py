@@ -140,8 +140,9 @@ def _protocol(config: TrialConfig, tags: Mapping[str, str], *, labelled: bool) -
     held = f"{data.num_val_ids} identities of each are held out of training. " if data.num_val_ids else ""
     chose = CHOSE[tags["selection.labels"]]
     read = (
-        "The official test labels of the target were read once per training, after its last epoch: on fresh seeds they "
-        "judged, and so decide what is champion; they chose no setting of a search and no epoch"
+        "By the official test labels of the target each training is evaluated after its last epoch: on fresh seeds "
+        "they judged, and so decide what is champion; they chose no setting of a search and no epoch. The study's run "
+        "counts every reading of them (`test_label_readings.json`)"
         if labelled
         else "The target has no labels by which it could be judged"
     )

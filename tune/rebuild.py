@@ -106,14 +106,24 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _fetch_pictures(client: MlflowClient, run: Run, folder: Path) -> None:
-    """Have the pictures of the method where the page looks for them, if the study's run has them."""
+    """Have the pictures of the method where the page looks for them, if the study's run has them.
+
+    What lies there may be of an earlier state of the study, and is then replaced.
+    """
     from tune.report import writing
 
-    if folder.exists() or writing.PICTURES not in [item.path for item in client.list_artifacts(run.info.run_id)]:
+    if writing.PICTURES not in [item.path for item in client.list_artifacts(run.info.run_id)]:
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".pictures-") as temporary:
-        Path(client.download_artifacts(run.info.run_id, writing.PICTURES, temporary)).rename(folder)
+        found = Path(client.download_artifacts(run.info.run_id, f"{writing.PICTURES}/{writing.MADE_OF}", temporary))
+        known = folder / writing.MADE_OF
+        if known.exists() and known.read_bytes() == found.read_bytes():
+            return
+        found = Path(client.download_artifacts(run.info.run_id, writing.PICTURES, temporary))
+        if folder.exists():
+            folder.rename(Path(temporary) / "earlier")
+        found.rename(folder)
 
 
 def _ledger(url: str) -> Ledger:

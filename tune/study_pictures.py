@@ -15,7 +15,7 @@ from tune.outcomes import Outcome, Row
 from tune.picture_facts import Model, Picture
 from tune.session import Session
 
-MADE_OF = "made-of.json"
+
 """In the folder: the trainings that it shows; where they are the same, nothing is drawn again."""
 
 

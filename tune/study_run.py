@@ -15,7 +15,7 @@ from mmfa.config import TrialConfig
 from studies import library
 from studies.plan import Plan
 from studies.spec import CONTROLS, Choices, Range, Study
-from tune import words
+from tune import summary, words
 from tune.ledger import Lineage
 from tune.session import Session
 from tune.view import LOG
@@ -48,19 +48,21 @@ def axes(plan: Plan) -> dict[str, str]:
     return {(f"{LOG}{name}" if name in logs else name): name for name in names}
 
 
-def note(session: Session, verdict: Mapping[str, Any] | None = None, *, over: bool = False) -> str:
+def note(session: Session, artifacts: Mapping[str, Any] | None = None) -> str:
     """Return the description of the study's run, as Markdown.
 
     Args:
         session: The study.
-        verdict: The record of ``verdict.json``, where there is one.
-        over: Whether nothing is left to train.
+        artifacts: What a study that is over leaves on its run, by name; None where trainings are left to do.
     """
     told = ["*No result yet: trainings are left to do.*"]
-    if over:
-        # The question stands above it already.
-        lines = words.sentences(session.plan, session.outcome(), verdict)[1:]
-        told = [f"- **{head}:** {rest}" for head, _, rest in (line.partition(": ") for line in lines)]
+    if artifacts is not None:
+        plan, outcome = session.plan, session.outcome()
+        verdict, readings = artifacts.get("verdict.json"), artifacts.get("test_label_readings.json")
+        lines = summary.answer(summary.Report(plan, outcome, verdict, {}, readings))
+        parts = [line.partition(": ") for line in lines if not line.startswith("Asked: ")]  # the question stands above
+        told = [f"- **{head}:** {rest}" if rest else f"- {head}" for head, _, rest in parts]
+        told += ["", summary.markdown(summary.table(plan, outcome))]
     table = ["| | |", "|---|---|", *(f"| {what} | {said} |" for what, said in _how(session).items())]
     command = ["Run it again, or go on with it:", "", f"    {words.reproducing(session.plan, session.request.command)}"]
     return "\n".join([f"**{session.plan.study.question}**", "", *told, "", *table, "", *command])

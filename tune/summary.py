@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import io
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +38,8 @@ class Report:
     """The record of ``verdict.json``."""
     more: Mapping[str, Any]
     """What the search says about itself: regret, fidelity, isolation, boundaries, vetoes."""
+    readings: Mapping[str, Any] | None = None
+    """How often the official test labels were read, and why."""
 
 
 def table(plan: Plan, outcome: Outcome) -> Table:
@@ -69,6 +71,21 @@ def table(plan: Plan, outcome: Outcome) -> Table:
         tested = [_mean([row.metrics[key] for row in rows if key in row.metrics]) for key in official]
         result.add_row(title, str(len(values)), *shown, value, delta, *tested)
     return result
+
+
+def markdown(table: Table) -> str:
+    """Return a table of the terminal as one of Markdown."""
+
+    def line(cells: Iterable[object]) -> str:
+        plain = (cell.plain if isinstance(cell, Text) else str(cell) for cell in cells)
+        return f"| {' | '.join(' '.join(cell.split()).replace('|', '/') for cell in plain)} |"
+
+    columns = table.columns
+    rule = line("---:" if column.justify == "right" else "---" for column in columns)
+    rows = zip(*(column.cells for column in columns), strict=True)
+    caption = table.caption.plain if isinstance(table.caption, Text) else table.caption
+    more = ["", caption] if caption else []
+    return "\n".join([line(column.header for column in columns), rule, *map(line, rows), *more])
 
 
 def _mean(values: Sequence[float], *, plain: bool = False) -> str:
@@ -178,12 +195,19 @@ def _compared(plan: Plan, outcome: Outcome) -> list[tuple[str, list[Row]]]:
     return rows + [(title, group) for title, group in groups if group]
 
 
+def answer(report: Report) -> list[str]:
+    """Return what was asked, what came out and how sure it is: all that a verdict or a comparison says."""
+    plan, outcome = report.plan, report.outcome
+    lines = comparison.sentences(plan, outcome, readings=report.readings) if plan.study.is_comparison else []
+    if not plan.study.is_comparison or report.verdict is not None:
+        lines += words.sentences(plan, outcome, report.verdict, readings=report.readings)
+    return lines
+
+
 def sentences(report: Report) -> list[str]:
     """Return in plain words what the numbers are worth."""
     plan, outcome, more = report.plan, report.outcome, report.more
-    lines = comparison.sentences(plan, outcome) if plan.study.is_comparison else []
-    if not plan.study.is_comparison or report.verdict is not None:
-        lines += words.sentences(plan, outcome, report.verdict)
+    lines = answer(report)
     if (fixed := plan.deviations()) and not plan.study.is_comparison:
         said = ", ".join(f"{name} = {short(value)}" for name, value in fixed.items())
         lines.append(f"The baseline is the paper's defaults in the profile {plan.profile} but for {said}.")

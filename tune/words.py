@@ -21,15 +21,24 @@ LABELS = {
 }
 
 
-def sentences(plan: Plan, outcome: Outcome, record: Mapping[str, Any] | None) -> list[str]:
-    """Return the verdict of a study, or why there is none, as paragraphs that begin with what they tell."""
+def sentences(
+    plan: Plan, outcome: Outcome, record: Mapping[str, Any] | None, *, readings: Mapping[str, Any] | None = None
+) -> list[str]:
+    """Return the verdict of a study, or why there is none, as paragraphs that begin with what they tell.
+
+    Args:
+        plan: What was asked.
+        outcome: What came out.
+        record: That of ``verdict.json``, where there is one.
+        readings: How often the official test labels were read, where it is on record and the verdict does not tell.
+    """
     lines = [f"Asked: {plan.study.question}"]
     if record is None:
         lines += [f"Found: {_unjudged(plan, outcome)}"]
     else:
         lines += [f"Found: {_found(plan, one)}" for one in record["judgements"]]
         lines += [f"How sure: {line}" for line in _how_sure(record)]
-    lines += [f"Labels: {_labels(plan, record)}", f"Next: {_next(plan, record)}"]
+    lines += [f"Labels: {_labels(plan, record, readings)}", f"Next: {_next(plan, record)}"]
     return lines
 
 
@@ -182,18 +191,23 @@ def _how_sure(record: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _labels(plan: Plan, record: Mapping[str, Any] | None) -> str:
+def read_times(readings: Mapping[str, Any]) -> str:
+    """Return how often the official test labels were read, and why."""
+    why = "; ".join(f"{number} × {reason}" for reason, number in readings["why"].items())
+    return f"{readings['total']} times: {why}"
+
+
+def _labels(plan: Plan, record: Mapping[str, Any] | None, readings: Mapping[str, Any] | None) -> str:
     if plan.study.is_comparison:
         chose = "nothing was chosen (selection.labels = none)"
     else:
         chose = f"{LABELS[plan.labels]}, by {plan.metric}"
     if not plan.labelled:
         return f"{chose}; the target has none."
-    if record is None:
-        return f"{chose}; the official test labels were read once per training, recorded, and used for nothing."
-    total = record["readings"]["total"]
-    why = "; ".join(f"{number} × {reason}" for reason, number in record["readings"]["why"].items())
-    return f"{chose}; the official test labels judged. They were read {total} times: {why}."
+    if record is not None:
+        return f"{chose}; the official test labels judged. They were read {read_times(record['readings'])}."
+    counted = f" They were read {read_times(readings)}." if readings else ""
+    return f"{chose}; the official test labels judged nothing.{counted}"
 
 
 def _next(plan: Plan, record: Mapping[str, Any] | None) -> str:

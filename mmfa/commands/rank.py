@@ -193,13 +193,13 @@ def _search(files: list[Path], query_QD: Floats, gallery: Gallery, *, top: int) 
     """Return the nearest images of each query, itself left out."""
     from mmfa.retrieval import search
 
-    rows_QK, distances_QK = search(query_QD, gallery.features_GD, top=top + 1)
+    rows_QK, distances_QK = search(query_QD, gallery.features_GD, top=top + 2)  # a query and what it links to may both be there
     ranked = []
     for file, rows_K, distances_K in zip(files, rows_QK.tolist(), distances_QK.tolist(), strict=True):
-        whole = file.resolve()
-        own = whole.relative_to(gallery.folder).as_posix() if whole.is_relative_to(gallery.folder) else None
+        places = (file.resolve(), file.parent.resolve() / file.name)  # a link in the gallery is itself too
+        own = [one.relative_to(gallery.folder).as_posix() for one in places if one.is_relative_to(gallery.folder)]
         found = [(distance, gallery.names[row]) for row, distance in zip(rows_K, distances_K, strict=True)]
-        ranked.append(Ranked(query=file, results=[pair for pair in found if pair[1] != own][:top]))
+        ranked.append(Ranked(query=file, results=[pair for pair in found if pair[1] not in own][:top]))
     return ranked
 
 

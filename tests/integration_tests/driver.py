@@ -14,13 +14,10 @@ import optuna
 import psutil
 from mlflow.tracking import MlflowClient
 
-from mmfa.hardware import Hardware
-
 ROOT = Path(__file__).resolve().parents[2]
 
-HEIGHT, WIDTH = (64, 32) if Hardware.choose("cpu").bf16 else (32, 16)
-"""Images on which an epoch takes two to five seconds: time to be killed in, on a CPU with bf16 and on one without."""
-SIZES = f'"data.image_height" = {HEIGHT}\n"data.image_width" = {WIDTH}'
+SIZES = '"data.image_height" = 32\n"data.image_width" = 16'
+"""Images on which an epoch takes one to two seconds: time to be killed in."""
 
 TINY = """
 question = "Does a study survive?"

@@ -58,7 +58,7 @@ def test_driver_killed_at_random_moments(confirming):
             driver.wait_for(lambda target=target: len(driver.epochs()) >= target)
         code = driver.kill(signal.SIGINT if kind == "interrupt" else signal.SIGKILL)
         assert code == (130 if kind == "interrupt" else -signal.SIGKILL)
-    assert "Interrupted" in (driver.out.parent / "log.txt").read_text()
+    assert re.search("[Ii]nterrupted", (driver.out.parent / "log.txt").read_text())
     code, text = driver.run()
     assert code == 0, text
     check_exactly_once(driver, trials=3, epochs=EPOCHS, confirmations=6)
@@ -115,25 +115,3 @@ def test_second_driver_is_refused_and_a_thawed_one_changes_nothing(driver, reque
     assert "taken over" in log.read_text()
     record("driver-frozen", driver.progress(started, driver=2) - started)
     check_exactly_once(driver, trials=TRIALS, epochs=EPOCHS, confirmations=0)
-
-
-def test_a_corrupt_checkpoint_is_set_aside_and_told(driver):
-    driver.start()
-    found = []
-
-    def two_epochs():
-        found[:] = sorted(driver.out.glob("storage/*/*/attempt-*/epoch-0002/*.safetensors"))
-        return bool(found)
-
-    driver.wait_for(two_epochs)
-    driver.kill()
-    victim = found[0]
-    content = bytearray(victim.read_bytes())
-    content[len(content) // 2] ^= 0xFF
-    victim.write_bytes(content)
-    lineage = victim.parents[2]
-    code, text = driver.run()
-    assert code == 0, text
-    record = json.loads((lineage / "result.json").read_text())
-    assert any("epoch-0002" in note and "was corrupt" in note for note in record["notes"])
-    assert len(record["history"]) == EPOCHS

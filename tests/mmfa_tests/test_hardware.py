@@ -41,9 +41,9 @@ def test_images_are_embedded_without_tf32_whoever_asks(tiny, target):
     assert seen == [(True, False, False, False)] and switches() == before
 
 
-def test_bf16_decides_the_layout_unless_it_is_told():
+def test_the_layout_of_a_cpu_unless_it_is_told():
     for precision, layout, expected in (
-        ("bf16", "auto", True), ("fp32", "auto", False), ("bf16", "off", False), ("fp32", "on", True),
+        ("bf16", "auto", True), ("fp32", "auto", True), ("bf16", "off", False), ("fp32", "off", False),
     ):  # fmt: skip
         assert Hardware.choose("cpu", RunConfig(precision=precision, channels_last=layout)).channels_last == expected
 

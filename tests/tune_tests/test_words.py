@@ -309,8 +309,13 @@ def test_a_quick_study_confirms_nothing_and_says_so():
         "the highest target_val/mAP of n = 3 trials, 35.0 %, is search/0001's. Nothing is confirmed (--quick): every "
         "trial ran with one seed, and the highest of many is high by luck too."
     ]
-    assert told["Labels"][0].endswith(
-        "the official test labels were read once per training, recorded, and used for nothing."
+    assert told["Labels"][0].endswith("; the official test labels judged nothing.")
+    counted = {"total": 7, "why": {"recorded at the end of a trial; chose nothing": 6, "pictures; chose nothing": 1}}
+    plan = plan_of(quick=True)
+    (labels,) = [line for line in words.sentences(plan, outcome_of(plan), None, readings=counted) if "Labels: " in line]
+    assert labels.endswith(
+        "the official test labels judged nothing. They were read 7 times: 6 × recorded at the end of a trial; chose "
+        "nothing; 1 × pictures; chose nothing."
     )
     assert told["Next"] == ["run the same command without --quick: it goes on from here."] and "How sure" not in told
 

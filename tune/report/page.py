@@ -126,7 +126,7 @@ def _answer(facts: Facts) -> list[Block]:
         return [Absent("Verdict", "The study is not finished, so nothing is judged yet.")]
     if facts.verdict_lost:
         return [Absent("Verdict", run_pictures.LOST)]
-    said = summary.sentences(summary.Report(facts.plan, facts.outcome, facts.verdict, {}))
+    said = summary.sentences(summary.Report(facts.plan, facts.outcome, facts.verdict, {}, facts.readings))
     found: list[Block] = [run_pictures.forest(facts)]
     if facts.verdict is not None:
         found.insert(0, blocks.of_rich(summary.verdict_table(facts.plan, facts.verdict)))
