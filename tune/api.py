@@ -124,15 +124,22 @@ def results(study: str | None = None, *, out: str | Path = OUT, tracking_uri: st
 
     environment.settle()
     import pandas as pd
+    from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
+    from sqlalchemy.exc import SQLAlchemyError
 
+    from tune.places import first_line, refuse_secrets
     from tune.recorder import LINEAGE_TAG, STUDY_TAG
 
+    refuse_secrets("--tracking-uri", tracking_uri or "")
     database = Path(out).expanduser().absolute() / "mlflow.db"
     if tracking_uri is None and not database.exists():
         raise MmfaError(f"out must be the folder of a study, but {database.parent} has no mlflow.db; run one first.")
-    client = MlflowClient(tracking_uri or f"sqlite:///{database}")
-    parent = _find(client, study)
+    try:
+        client = MlflowClient(tracking_uri or f"sqlite:///{database}")
+        parent = _find(client, study)
+    except (MlflowException, SQLAlchemyError) as error:
+        raise MmfaError(f"tracking_uri: MLflow cannot be read: {first_line(error)}.") from None
     runs = _all(client, [parent.info.experiment_id], f"tags.`{STUDY_TAG}` = '{parent.data.tags[STUDY_TAG]}'")
     rows = {run.data.tags[LINEAGE_TAG]: _row(run) for run in runs if LINEAGE_TAG in run.data.tags}
     frame = pd.DataFrame.from_dict(dict(sorted(rows.items())), orient="index").rename_axis("training")
@@ -174,7 +181,8 @@ def _row(run: Run) -> dict[str, Any]:
     row: dict[str, Any] = {name: run.data.tags.get(tag) for name, tag in ABOUT.items()}
     for name, value in run.data.params.items():
         if name.startswith(f"{SETTING} ") and not (told := name.removeprefix(f"{SETTING} ")).startswith(LOG):
-            row[fields.get(told, told)] = _number(value)
+            field = fields.get(told, told)
+            row[field] = _number(run.data.params.get(field, value))  # a setting is rounded for the eye
     metrics = dict(run.data.metrics)
     return {**row, "objective": metrics.pop(OBJECTIVE, None), **metrics}
 

@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import json
 import uuid
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,8 @@ class Job:
     """Why the official test labels are read at the end; "" where the target has none."""
     criteria: dict[str, Any]
     """Settings of the label-free criteria."""
+    fingerprints: dict[str, str] = field(default_factory=dict)
+    """Of what the driver's stores hold, by path: a node's own may not hold something else."""
     trials_per_gpu: int = 1
     """How many share a GPU's memory."""
     uri: str = ""

@@ -47,10 +47,10 @@ def _measured(session: Session, console: Console) -> int:
     chosen = []
     for kind, (node, resources) in _kinds_of_gpus().items():
         console.say(f"--trials-per-gpu auto: training an epoch with 1, 2, 4, … trials on one {kind} …")
-        if resources["CPU"] < cpus:
+        if resources.get("CPU", 0) < cpus:
             raise MmfaError(
-                f"--trials-per-gpu auto: a trial takes {cpus} CPUs, but node {node.name} has {resources['CPU']:g}; "
-                "lower --cpus-per-trial."
+                f"--trials-per-gpu auto: a trial takes {cpus} CPUs, but node {node.name} has "
+                f"{resources.get('CPU', 0):g}; lower --cpus-per-trial."
             )
         # Ray fills one GPU after the other: with more than its share of the CPUs on one, another would stand idle.
         most = min(sharing.MOST, max(1, int(resources["CPU"] // (cpus * resources["GPU"]))))
@@ -62,16 +62,20 @@ def _measured(session: Session, console: Console) -> int:
 
 
 def _kinds_of_gpus() -> dict[str, tuple[nodes.Node, dict[str, float]]]:
-    """Return a node of each kind of GPU, the one with the fewest CPUs for each."""
+    """Return a node of each kind of GPU, the one with the fewest CPUs for each of its GPUs."""
     found: dict[str, tuple[nodes.Node, dict[str, float]]] = {}
     resources = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
     for node in nodes.alive():
         have = resources.get(node.node_id, {})
         kinds = [name.partition(":")[2] for name in have if name.startswith("accelerator_type:")]
         kind = kinds[0] if kinds else "GPU"
-        if have.get("GPU", 0) and (kind not in found or have["CPU"] < found[kind][1]["CPU"]):
+        if have.get("GPU", 0) and (kind not in found or _cpus_per_gpu(have) < _cpus_per_gpu(found[kind][1])):
             found[kind] = (node, have)
     return found
+
+
+def _cpus_per_gpu(resources: Mapping[str, float]) -> float:
+    return resources.get("CPU", 0) / resources["GPU"]
 
 
 def _shared(session: Session, cluster: Cluster, trials: int, fitting: Callable[[Mapping[str, float]], int]) -> Cluster:

@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,8 +41,9 @@ from tune.console import Console
 from tune.interrupt import Stop
 from tune.lease import LeaseLostError
 from tune.ledger import Ledger, StageLedger
+from tune.patience import PATIENCE_SECONDS
 from tune.places import first_line
-from tune.recorder import Recorder
+from tune.recorder import RETRY_SECONDS, Recorder
 from tune.session import Request, Session, open_session
 
 logger = logging.getLogger(__name__)
@@ -140,7 +142,7 @@ def _ray(session: Session, console: Console) -> Iterator[cluster.Cluster | None]
         yield joining.prepared(session, ray, console)
     finally:
         if mirror.is_remote(request.places.storage):
-            nodes.sweep(request.places.cache_dir, session.study_id)
+            nodes.sweep(session.scratch, session.fence.counter)
         ray.close()
         for folder in session.folder.glob("ray-*"):
             if int(folder.name.split("-")[1]) <= session.fence.counter:  # a younger one is another driver's
@@ -246,7 +248,7 @@ def _settle(session: Session, client: MlflowClient, console: Console) -> None:
     known = confirm.read(session.registry)
     standing = None
     if known is None and session.plan.labels != "oracle":
-        standing, note = promotion.standing_champion(client, name, tags=closing.judged_by(session))
+        standing, note = _champion(session, client, name, console)
         if standing is not None:
             try:
                 preflight.check_trainings([standing.config], session.stores)
@@ -261,6 +263,24 @@ def _settle(session: Session, client: MlflowClient, console: Console) -> None:
         console.say(f"To be confirmed on {session.plan.confirm_seeds} fresh seeds: {said}.")
     stage = next(stage for stage in session.stages if stage.stage == CONFIRM)
     stage.enqueue_fixed(confirm.runs(session.plan, settled))
+
+
+def _champion(
+    session: Session, client: MlflowClient, name: str, console: Console
+) -> tuple[confirm.Standing | None, str]:
+    """Return the champion that is to be challenged, and what to say of it; wait where MLflow does not answer."""
+    ends, told = time.monotonic() + PATIENCE_SECONDS, False
+    while True:
+        try:
+            return promotion.standing_champion(client, name, tags=closing.judged_by(session))
+        except (OSError, MlflowException) as error:
+            if time.monotonic() > ends:
+                raise
+            if not told:
+                console.say(f"MLflow does not answer ({first_line(error)}); what is to be confirmed waits for it.")
+                told = True
+        session.lease.check()
+        time.sleep(RETRY_SECONDS)
 
 
 def _incomplete(session: Session, console: Console, stop: Stop, failures: dict[str, str], problem: str) -> int:

@@ -66,16 +66,16 @@ def sizes(uri: str) -> dict[str, int]:
     return {info.path[len(root) + 1 :]: info.size for info in found if info.type == fs.FileType.File}
 
 
-def read(uri: str) -> bytes | None:
-    """Return an object's bytes, or None where there is none."""
-    system, path = _open(uri)
+def read(uri: str, *, seconds: float | None = None) -> bytes | None:
+    """Return an object's bytes, or None where there is none; ``seconds``: how long to try."""
+    system, path = _open(uri, seconds=seconds)
 
     def get() -> bytes:
         with system.open_input_stream(path) as stream:
             return bytes(stream.read())
 
     try:
-        return patiently(get)
+        return patiently(get, seconds=seconds)
     except FileNotFoundError:
         return None
 
@@ -129,8 +129,8 @@ def pull(folder: Path, uri: str, *, without: str = "") -> None:
         without: first letters of paths that are left out.
     """
     there = sizes(uri)
-    for path, size in sorted(there.items()):
-        vouched = _VOUCHED.search(path)
+    for path in sorted(there, key=_last_last):
+        size, vouched = there[path], _VOUCHED.search(path)
         torn = vouched is not None and f"{path[: vouched.end()]}{STATE}" not in there
         if torn or (without and path.startswith(without)):
             continue
@@ -160,13 +160,18 @@ def push(folder: Path, uri: str, *, check: Callable[[], None], own: str = "") ->
         for path in folder.rglob("*")
         if path.is_file() and not _SCRAP.search(path.relative_to(folder).as_posix())
     }
-    for path, local in sorted(here.items(), key=lambda item: (PurePosixPath(item[0]).name in LAST, item[0])):
+    for path in sorted(here, key=_last_last):
         if path != RESULT and _is_there(path, here, there):
             continue
-        write(f"{uri}/{path}", local.read_bytes(), check=check)
+        write(f"{uri}/{path}", here[path].read_bytes(), check=check)
     if own:
         kept = {str(PurePosixPath(path).parent) for path in here}
         drop(uri, *sorted({str(PurePosixPath(path).parent) for path in there if path.startswith(f"{own}/")} - kept))
+
+
+def _last_last(path: str) -> tuple[bool, str]:
+    """Order files so that what vouches for others is moved after them: a kill in between must not vouch too soon."""
+    return PurePosixPath(path).name in LAST, path
 
 
 def _is_there(path: str, here: Mapping[str, Path], there: Mapping[str, int]) -> bool:

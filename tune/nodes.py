@@ -100,7 +100,7 @@ def needs_of(
     return Needs(
         storage=where.storage,
         cache_dir=str(where.cache_dir),
-        stores={str(path): stores.fingerprints[name].partition("+")[0] for name, path in stores.paths.items()},
+        stores=stores.contents(),
         weights={config.to_json(): digests.get(f"weights {config.model.weights}", "") for config in models.values()},
     )
 
@@ -145,13 +145,15 @@ def alive() -> list[Node]:
     return [Node(node["NodeID"], f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})") for node in found]
 
 
-def sweep(cache_dir: Path, study_id: str) -> None:
-    """Remove what workers on any node have left of a study that lies on an object store; what cannot be is logged."""
-    folder = str(cache_dir / "trials" / study_id)
+def sweep(scratch: Path, counter: int) -> None:
+    """Remove what workers of this driver and of older ones have left on any node; a younger one's may be at work.
+
+    Args:
+        scratch: folder of the workers' copies, with a folder for each driver in it.
+        counter: this driver's.
+    """
     with contextlib.suppress(ray.exceptions.RayError, ray.exceptions.GetTimeoutError):
-        ray.get(
-            [_task(node, shutil.rmtree).remote(folder, ignore_errors=True) for node in alive()], timeout=SWEEP_SECONDS
-        )
+        ray.get([_task(node, _sweep).remote(str(scratch), counter) for node in alive()], timeout=SWEEP_SECONDS)
 
 
 def on_node(node_id: str) -> Any:
@@ -207,13 +209,21 @@ def _take_away(storage: str, token: str) -> None:
 # What runs on a node. Answers are texts: an error's class may not travel.
 
 
+def _sweep(scratch: str, counter: int) -> None:
+    for folder in Path(scratch).glob("*"):
+        if folder.name.isdigit() and int(folder.name) <= counter:
+            shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):  # it is not there, or not empty
+        Path(scratch).rmdir()
+
+
 def _check(needs: Needs, token: str) -> str:
     """Return what is wrong with a node, or ""."""
     try:
         preflight.check_writable(Path(needs.cache_dir), option="--cache-dir")
         if mirror.is_remote(needs.storage):
+            preflight.check_object_store(needs.storage)  # does not wait for what never answers
             seen = mirror.read(f"{needs.storage}/{token}") == b"mmfa"
-            preflight.check_object_store(needs.storage)
         else:
             seen = (Path(needs.storage) / token).exists()
             if seen:

@@ -21,6 +21,8 @@ from mmfa.evaluate import embed
 from mmfa.ranking import distances
 from mmfa.retrieval import Embedder, Judged, average_precision, judge
 
+MADE_OF = "made-of.json"
+"""In a study's folder of pictures: the trainings that they show."""
 LIMIT = 5000
 """Test images at most: a driver may have no GPU. More identities are left out, drawn at random."""
 SEED = 20181

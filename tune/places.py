@@ -83,10 +83,11 @@ def places(
 
 def refuse_secrets(option: str, url: str) -> None:
     """A command is printed, recorded and shown by ``ps``: what is secret must not be part of it."""
-    _, mark, rest = url.partition("://")
+    scheme, mark, rest = url.partition("://")
     location, _, query = rest.partition("?")
-    _, _, password = location.rpartition("@")[0].partition(":")  # up to the last @: a password may hold slashes
-    if mark and (password or _SECRET.search(query)):
+    user, _, password = location.rpartition("@")[0].partition(":")  # up to the last @: a password may hold slashes
+    token = user if scheme in ("http", "https") else ""
+    if mark and (password or token or _SECRET.search(query)):
         raise MmfaError(
             f"{option} must not hold a password or a key, since commands are printed and recorded; give it in the "
             f"environment, as {_SECRETS[option]}."

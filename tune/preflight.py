@@ -38,7 +38,11 @@ class Stores:
     paths: dict[str, Path]
     """By catalogue name."""
     fingerprints: dict[str, str]
-    """Likewise."""
+    """Likewise; of a dataset with splits theirs too, after a plus sign."""
+
+    def contents(self) -> dict[str, str]:
+        """Return the fingerprint of what each store holds, by its path."""
+        return {str(path): self.fingerprints[name].partition("+")[0] for name, path in self.paths.items()}
 
 
 def check_writable(folder: Path, *, option: str) -> None:
@@ -67,7 +71,7 @@ def check_object_store(uri: str) -> None:
     name = f".probe-{uuid.uuid4().hex}"
     try:
         mirror.write(f"{uri}/{name}", b"mmfa", seconds=0)
-        if mirror.read(f"{uri}/{name}") != b"mmfa":
+        if mirror.read(f"{uri}/{name}", seconds=0) != b"mmfa":
             raise OSError("what was written reads back differently")
         mirror.remove(uri, name)
     except OSError as error:

@@ -110,14 +110,15 @@ def _fetch_pictures(client: MlflowClient, run: Run, folder: Path) -> None:
 
     What lies there may be of an earlier state of the study, and is then replaced.
     """
+    from tune.picture_facts import MADE_OF
     from tune.report import writing
 
     if writing.PICTURES not in [item.path for item in client.list_artifacts(run.info.run_id)]:
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".pictures-") as temporary:
-        found = Path(client.download_artifacts(run.info.run_id, f"{writing.PICTURES}/{writing.MADE_OF}", temporary))
-        known = folder / writing.MADE_OF
+        found = Path(client.download_artifacts(run.info.run_id, f"{writing.PICTURES}/{MADE_OF}", temporary))
+        known = folder / MADE_OF
         if known.exists() and known.read_bytes() == found.read_bytes():
             return
         found = Path(client.download_artifacts(run.info.run_id, writing.PICTURES, temporary))

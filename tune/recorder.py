@@ -131,11 +131,11 @@ class Recorder:
         return self.study_run
 
     def _learn(self) -> None:
-        """Read what MLflow has of the study; of two runs of one lineage the older one stays.
+        """Read what MLflow has of the study; of two runs of a lineage the one that is written to stays, else the older.
 
-        There can be two where a server wrote a run and its answer was lost.
+        There can be two where a server wrote a run and its answer was lost, or came too late for MLflow's client.
         """
-        token, seen = None, set()
+        token, every = None, dict[str, dict[str, str]]()
         self._written.clear()  # it may have been another run that they were written to
         while True:
             found = self._client.search_runs(
@@ -146,15 +146,16 @@ class Recorder:
                 page_token=token,
             )
             for run in found:
-                lineage = run.data.tags.get(LINEAGE_TAG, "")
-                if lineage in seen:
-                    self._client.delete_run(run.info.run_id)
-                    continue
-                seen.add(lineage)
-                self._runs[lineage], self._status[lineage] = run.info.run_id, run.info.status
+                every.setdefault(run.data.tags.get(LINEAGE_TAG, ""), {})[run.info.run_id] = run.info.status
             token = found.token
             if not token:
-                return
+                break
+        for lineage, runs in every.items():
+            own = self._runs.get(lineage)
+            kept = own if own in runs else next(iter(runs))
+            self._runs[lineage], self._status[lineage] = kept, runs[kept]
+            for other in runs.keys() - {kept}:
+                self._client.delete_run(other)
 
     def _run(self, lineage: str, *, name: str, tags: Mapping[str, str], began: float | None = None) -> str:
         """Return the run of a lineage ("" is the study's own), created where there is none."""
@@ -212,10 +213,15 @@ class Recorder:
             **self._tags,
         }
         shown = [f"{name.rpartition('.')[2]}={short(value)}" for name, value in setting.items()]
+        existed = lineage.name in self._runs
         run = self._run(lineage.name, name=" ".join([lineage.name, *shown]), tags=tags, began=began)
+        # MLflow refuses another value for a param, such as one that other code of this program wrote otherwise.
+        known = self._client.get_run(run).data.params if existed else {}
         logs = {f"{LOG}{name}": round(math.log10(setting[name]), 4) for name in self._logarithmic if setting[name] > 0}
-        params = {f"{SETTING} {name}": value for name, value in (setting | logs).items()} | config.flatten()
-        self._client.log_batch(run, params=[Param(key, str(value)) for key, value in params.items()])
+        rounded = {name: _rounded(value) for name, value in setting.items()}
+        params = {f"{SETTING} {name}": value for name, value in (rounded | logs).items()} | config.flatten()
+        new = [Param(key, str(value)) for key, value in params.items() if key not in known]
+        self._client.log_batch(run, params=new)
         if self._status[lineage.name] != "RUNNING":
             self._client.update_run(run, status="RUNNING")
             self._status[lineage.name] = "RUNNING"
@@ -338,6 +344,7 @@ class Recorder:
     ) -> None:
         """Close the study's run with its outcome."""
         self._check()
+        self._learn()  # a run that was made twice must not stay open
         if self._conclude is not None:
             tags = {**tags, NOTE: self._conclude(artifacts)}
         now = int(time.time() * 1000)
@@ -371,6 +378,11 @@ class Recorder:
     def run_of(self, name: str) -> str:
         """Return the MLflow run of a lineage."""
         return self._runs[name]
+
+
+def _rounded(value: Any) -> Any:
+    """Return a setting as a column shows it: three digits; the config's own parameter has them all."""
+    return float(f"{value:.3g}") if isinstance(value, float) else value
 
 
 def _curves(retrieval: Mapping[str, Any], at: int) -> list[Metric]:

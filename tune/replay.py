@@ -127,15 +127,19 @@ def _find(options: argparse.Namespace) -> tuple[MlflowClient, Run]:
     """Return a client and the study's run."""
     from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from tune.places import first_line, refuse_secrets
 
     uri = options.tracking_uri
+    refuse_secrets("--tracking-uri", uri or "")
     if uri is None:
         file = options.out.expanduser().absolute() / "mlflow.db"
         if not file.exists():
             raise ConfigError(f"{file} is not there; give the study's --out, or --tracking-uri.")
         uri = f"sqlite:///{file}"
-    client = MlflowClient(uri)
     try:
+        client = MlflowClient(uri)
         if len(options.study_run) == 32:
             run = client.get_run(options.study_run)
             if "mmfa.study" in run.data.tags and "mmfa.lineage" not in run.data.tags:
@@ -145,8 +149,8 @@ def _find(options: argparse.Namespace) -> tuple[MlflowClient, Run]:
         wanted = options.study_run.replace("'", "")
         found = client.search_runs(experiments, f"tags.`mmfa.study` = '{wanted}'", max_results=5000)
         studies = [run for run in found if "mmfa.lineage" not in run.data.tags]
-    except MlflowException as error:
-        raise ConfigError(f"--study-run: MLflow at {uri} says: {error}") from None
+    except (MlflowException, SQLAlchemyError) as error:
+        raise ConfigError(f"--study-run: MLflow at {uri} says: {first_line(error)}.") from None
     if not studies:
         raise ConfigError(
             f"--study-run: {uri} has no study {options.study_run!r}; `ls OUT` shows the names of results."

@@ -68,6 +68,11 @@ class Session:
         """Everything that the study keeps on storage, or the driver's copy of it."""
         return self.request.places.copy / self.study_id
 
+    @property
+    def scratch(self) -> Path:
+        """Where workers have their copies of what lies on an object store, a folder for each driver."""
+        return self.request.places.cache_dir / "trials" / self.study_id
+
     def folder_of(self, name: str) -> Path:
         """The folder of a lineage; of one on an object store a copy, complete once the lineage is over."""
         folder = self.folder / name.replace("/", "-")
@@ -205,12 +210,13 @@ class Session:
     def job(self, lineage: Lineage, config: TrialConfig, *, trials_per_gpu: int = 1) -> Job:
         """What a worker gets to train a lineage."""
         uri = self.uri_of(lineage.name)
-        scratch = self.request.places.cache_dir / "trials" / self.study_id / lineage.name.replace("/", "-")
+        scratch = self.scratch / str(self.fence.counter) / lineage.name.replace("/", "-")
         return Job(
             name=lineage.name,
             config=config.to_json(),
             source_store=str(self.stores.paths[config.data.source]),
             target_store=str(self.stores.paths[config.data.target]),
+            fingerprints=self.stores.contents(),
             folder=str(scratch if uri else self.folder_of(lineage.name)),
             uri=uri,
             attempt=len(lineage.attempts),

@@ -12,11 +12,8 @@ from mmfa.data.store import open_store
 from tune import confirm, pictures
 from tune.job import EXPORT
 from tune.outcomes import Outcome, Row
-from tune.picture_facts import Model, Picture
+from tune.picture_facts import MADE_OF, Model, Picture
 from tune.session import Session
-
-
-"""In the folder: the trainings that it shows; where they are the same, nothing is drawn again."""
 
 
 def draw(

@@ -61,13 +61,20 @@ def run(config: dict[str, Any]) -> None:
         for store in (job.source_store, job.target_store):
             nodes.fetch(store)
         when_there_is_room(lambda: folder.mkdir(parents=True, exist_ok=True))
-        (folder / ERROR).unlink(missing_ok=True)
+        _forget_word(job)
         # A report waits for the driver; the next epoch waits for the report only where the driver may end it there.
         for row in train(job) if job.prunable else prefetch(train(job)):
             ray.tune.report({ROW: json.dumps(row)})  # as text: Tune flattens nested results
     except Exception:
         _leave_word(job, traceback.format_exc())
         raise
+
+
+def _forget_word(job: Job) -> None:
+    """Remove what an attempt before this one left: the driver would take it for this one's."""
+    (Path(job.folder) / ERROR).unlink(missing_ok=True)
+    if job.uri:
+        mirror.remove(job.uri, ERROR)
 
 
 def _leave_word(job: Job, text: str) -> None:
@@ -215,11 +222,23 @@ def epoch_row(report: EpochReport) -> dict[str, Any]:
 
 
 @functools.cache
-def _store(path: str) -> Store:
+def _mapped(path: str) -> Store:
     """Return a memory-mapped store; a worker keeps it for its next trials."""
     from mmfa.data.store import open_store
 
     return open_store(Path(path))
+
+
+def _store(job: Job, path: str) -> Store:
+    """Return a store that holds what the driver's does: a node that joined later was checked by nobody."""
+    store = _mapped(path)
+    expected = job.fingerprints.get(path, store.fingerprint)
+    if store.fingerprint != expected:
+        raise MmfaError(
+            f"{path} on {platform.node()} holds other images ({store.fingerprint}) than the driver's ({expected}); "
+            "delete it there and run again."
+        )
+    return store
 
 
 def _open(job: Job, notes: list[str]) -> Training:
@@ -236,7 +255,8 @@ def _open(job: Job, notes: list[str]) -> Training:
 
     config = TrialConfig.from_json(job.config)
     trace = Trace(Path(job.folder) / TORCH_TRACE) if job.torch_trace else None
-    training = Training(config, source=_store(job.source_store), target=_store(job.target_store), trace=trace)
+    source, target = (_store(job, path) for path in (job.source_store, job.target_store))
+    training = Training(config, source=source, target=target, trace=trace)
     checkpoint = newest_intact(sorted(Path(job.folder).glob("attempt-*")), on_corrupt=corrupt)
     if checkpoint is not None:
         training.resume(checkpoint)

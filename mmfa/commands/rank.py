@@ -193,7 +193,8 @@ def _search(files: list[Path], query_QD: Floats, gallery: Gallery, *, top: int) 
     """Return the nearest images of each query, itself left out."""
     from mmfa.retrieval import search
 
-    rows_QK, distances_QK = search(query_QD, gallery.features_GD, top=top + 2)  # a query and what it links to may both be there
+    # Two more than asked for: a query, and what it links to, may be in the gallery.
+    rows_QK, distances_QK = search(query_QD, gallery.features_GD, top=top + 2)
     ranked = []
     for file, rows_K, distances_K in zip(files, rows_QK.tolist(), distances_QK.tolist(), strict=True):
         places = (file.resolve(), file.parent.resolve() / file.name)  # a link in the gallery is itself too

@@ -49,6 +49,12 @@ def test_results_of_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_results_take_no_secret():
+    with pytest.raises(MmfaError, match="--tracking-uri must not hold a password") as raised:
+        tune.results(tracking_uri="http://mmfa:planted@127.0.0.1:5000")
+    assert "planted" not in str(raised.value)
+
+
 def test_training_at_once(embedded_cache):
     few = {"optim.num_epochs": 1, "optim.warmup_epochs": 0, "data.image_height": 32, "data.image_width": 16}
     training = mmfa.train(profile("embedded").with_overrides(few), cache_dir=embedded_cache, device="cpu")

@@ -180,6 +180,7 @@ def test_list_and_help_read_well(run, capsys):
     [
         ("--ledger", "postgresql://mmfa:planted@db/ledger", "PGPASSWORD or in ~/.pgpass"),
         ("--tracking-uri", "http://mmfa:planted@mlflow:5000", "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"),
+        ("--tracking-uri", "http://planted@mlflow:5000", "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"),
         ("--tracking-uri", "postgresql://mmfa:planted@db/mlflow", "(a database's: PGPASSWORD)"),
         ("--ledger", "postgresql://mmfa:pa/planted@db/ledger", "PGPASSWORD"),
         ("--ledger", "postgresql://mmfa@db/ledger?password=planted", "PGPASSWORD"),

@@ -140,6 +140,16 @@ def test_a_bucket_that_cannot_be_opened_at_first_is_waited_for(s3, uri, monkeypa
     assert tries == [f"s3://{services.BUCKET}"] * 3 and mirror.read(f"{uri}/late") == b"whole"
 
 
+def test_a_result_is_pulled_after_all_that_it_vouches_for(tmp_path, s3, uri, monkeypatch):
+    """Where there is a result nothing more is pulled: a kill before it must find the rest still missing."""
+    for name in ("result.json", "torch-trace/table.txt", "probe.npz"):
+        mirror.write(f"{uri}/{name}", b"{}")
+    asked, read = [], mirror.read
+    monkeypatch.setattr(mirror, "read", lambda uri, **more: asked.append(uri) or read(uri, **more))
+    mirror.pull(tmp_path, uri)
+    assert [one.removeprefix(f"{uri}/") for one in asked] == ["probe.npz", "torch-trace/table.txt", "result.json"]
+
+
 def test_a_part_may_be_left_out(tmp_path, s3, uri):
     checkpoint(tmp_path / "here", 1)
     (tmp_path / "here" / "result.json").write_text("{}")

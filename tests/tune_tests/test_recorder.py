@@ -307,8 +307,8 @@ def test_a_long_training_that_waited_is_written_in_full(tmp_path):
     assert [len(client.get_metric_history(run, f"train/{number}")) for number in range(40)] == [60] * 40
 
 
-def test_epochs_that_went_to_a_run_that_is_deleted_are_written_again(tmp_path):
-    """The older of two runs of one trial stays, which may turn out after the younger one was written to."""
+def test_the_run_that_is_written_to_stays(tmp_path):
+    """MLflow's client may ask twice for a run, and then the first, whose answer came too late, is known to nobody."""
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     writer = recorder(uri, tmp_path)
     item, entry = lineage(0), record(0)
@@ -319,8 +319,30 @@ def test_epochs_that_went_to_a_run_that_is_deleted_are_written_again(tmp_path):
     old = MlflowClient(uri).create_run(young.info.experiment_id, start_time=1, tags=dict(young.data.tags))
     assert writer._learned(), "as after a call that failed"
     writer.trial_finished(item.name, "complete", entry)
-    assert writer.close() and writer.run_of(item.name) == old.info.run_id
+    assert writer.flush(seconds=60) and writer.run_of(item.name) == young.info.run_id
     assert runs(uri)[1] == 2 and history_of(uri, item.name) == [(1, 0.1), (2, 0.2)]
+    for lineage_name in ("", item.name):
+        known = MlflowClient(uri).get_run(writer.study_run if not lineage_name else writer.run_of(lineage_name))
+        MlflowClient(uri).create_run(known.info.experiment_id, start_time=1, tags=dict(known.data.tags))
+    writer.finish_study(metrics={}, tags={}, artifacts={})
+    assert writer.close() and runs(uri)[1] == 2, "none is left open beside it when the study ends"
+    assert {run.info.status for run in runs(uri)[0].values()} == {"FINISHED"}
+    assert MlflowClient(uri).get_run(old.info.run_id).info.lifecycle_stage == "deleted"
+
+
+def test_a_param_that_other_code_wrote_otherwise_stays(tmp_path):
+    """MLflow refuses another value; a study that goes on with newer code must not be refused with it."""
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    first = recorder(uri, tmp_path, setting=lambda lineage, config: {"λ1": 0.123456})
+    first.trial_started(lineage(0), CONFIG)
+    assert first.close(interrupted=True)
+    assert runs(uri)[0]["search/0000"].data.params["Setting λ1"] == "0.123"
+    second = recorder(uri, tmp_path, setting=lambda lineage, config: {"λ1": 0.2, "λ2": 3.0})
+    play(second, 0)
+    assert second.close() and not second.refused
+    run = runs(uri)[0]["search/0000"]
+    assert run.info.status == "FINISHED"
+    assert (run.data.params["Setting λ1"], run.data.params["Setting λ2"]) == ("0.123", "3.0")
 
 
 def test_flush_waits_for_as_long_as_something_is_written(tmp_path):

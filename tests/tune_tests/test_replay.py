@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import optuna
 import pytest
+import services
 from mlflow.tracking import MlflowClient
 from tune_tests.probes import people, probe_of
 
@@ -310,6 +311,16 @@ def test_a_folder_without_studies(tmp_path):
     with pytest.raises(ConfigError, match=r"mlflow.db is not there; give the study's --out, or --tracking-uri"):
         replay.main(["--study-run", STUDY, "--out", str(tmp_path / "nowhere")])
     assert not (tmp_path / "nowhere").exists()
+
+
+def test_no_secret_is_taken_or_told(tmp_path):
+    for uri in ("postgresql://mmfa:planted@db/mlflow", "http://planted@127.0.0.1:5000"):
+        with pytest.raises(MmfaError, match="--tracking-uri must not hold a password") as raised:
+            replay.main(["--study-run", STUDY, "--out", str(tmp_path), "--tracking-uri", uri])
+        assert "planted" not in str(raised.value)
+    nobody = f"postgresql+psycopg://mmfa@127.0.0.1:{services.free_port()}/mlflow"
+    with pytest.raises(ConfigError, match="--study-run: MLflow at .* says: .*refused"):
+        replay.main(["--study-run", STUDY, "--out", str(tmp_path), "--tracking-uri", nobody])
 
 
 def test_a_study_must_be_named(out):

@@ -14,7 +14,7 @@ from mmfa.errors import MmfaError
 from studies import library
 from studies.resolve import resolve
 from tune import job as job_module
-from tune import joining, sharing, trainable
+from tune import joining, nodes, sharing, trainable
 from tune.cluster import Cluster, room
 from tune.lease import Fence
 from tune.sharing import Sample, choose
@@ -155,6 +155,33 @@ def test_no_gpu_is_starved_by_trials_packed_on_another(monkeypatch, cpus, gpus, 
         sharing, "choose", lambda measure, *, most: (asked.append(most), (most, [Sample(most, 1.0, 1, 80)]))[1]
     )
     assert joining._measured(session(cpus=1), SimpleNamespace(say=lambda text: None)) == most == asked[0]
+
+
+def test_of_each_kind_the_node_with_the_fewest_cpus_for_a_gpu_is_measured(monkeypatch):
+    """Eight CPUs for one GPU are more than sixteen for eight."""
+    have = {
+        "a": {"CPU": 8.0, "GPU": 1.0, "accelerator_type:H200": 1.0},
+        "b": {"CPU": 16.0, "GPU": 8.0, "accelerator_type:H200": 1.0},
+        "c": {"CPU": 4.0, "GPU": 1.0, "accelerator_type:A10G": 1.0},
+        "d": {"CPU": 2.0},
+        "e": {"GPU": 1.0},
+    }
+    monkeypatch.setattr(
+        joining.ray, "nodes", lambda: [{"NodeID": name, "Alive": True, "Resources": one} for name, one in have.items()]
+    )
+    monkeypatch.setattr(nodes, "alive", lambda: [nodes.Node(name, name) for name in have])
+    assert {kind: node.name for kind, (node, _) in joining._kinds_of_gpus().items()} == {
+        "H200": "b", "A10G": "c", "GPU": "e",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("trials", "share"), [(1, 1.0), (2, 0.45), (4, 0.225)])
+def test_a_process_may_take_its_share_of_a_gpu_s_memory_and_no_more(monkeypatch, trials, share):
+    given = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", given.append)
+    sharing.limit_memory(trials)
+    assert given == [pytest.approx(share)]
 
 
 def test_a_node_with_too_few_cpus_for_a_trial_is_named(monkeypatch):

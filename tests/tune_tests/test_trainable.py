@@ -6,11 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
+import services
 
 from mmfa.config import profile
 from mmfa.data import catalog
-from mmfa.data.store import build
-from tune.job import EXPORT, JOURNAL, OWNER, PRUNED, RESULT, Job, mark_pruned
+from mmfa.data.store import build, open_store
+from tune import trainable
+from tune.job import EXPORT, JOURNAL, OWNER, PRUNED, RESULT, Job, last_words, mark_pruned
 from tune.lease import Fence
 from tune.trainable import train
 
@@ -147,6 +149,26 @@ def test_the_result_of_another_trial_is_refused(job):
     list(train(job()))
     (row,) = list(train(job(**{"loss.lambda_attr": 3.0})))
     assert "is of another trial of that name; give another --storage" in row["failed"]
+
+
+def test_a_store_that_holds_something_else_is_refused(job, stores):
+    """As on a node that joined later, with a store of its own at the same path."""
+    other = dataclasses.replace(job(), fingerprints={stores[1]: "another"})
+    (row,) = list(train(other))
+    assert f"{stores[1]} on " in row["failed"] and "than the driver's (another); delete it there" in row["failed"]
+    same = {path: open_store(Path(path)).fingerprint for path in stores}
+    assert kinds([next(train(dataclasses.replace(job(), fingerprints=same)))]) == ["epoch 1"]
+
+
+def test_what_a_failed_attempt_said_is_forgotten_by_the_next(job, s3):
+    uri = f"s3://{services.BUCKET}/words"
+    for where in ("", uri):
+        one = dataclasses.replace(job(), uri=where)
+        Path(one.folder).mkdir(exist_ok=True)
+        trainable._leave_word(one, "Traceback: it failed")
+        assert last_words(one) == "Traceback: it failed"
+        trainable._forget_word(one)
+        assert last_words(one) == ""
 
 
 def test_a_marked_trial_ends_after_the_epoch_it_reported(job, tmp_path):

@@ -10,8 +10,6 @@ from tune.report.facts import Facts
 PAGE, ROWS = "report.html", "study.parquet"
 PICTURES = "pictures"
 """Artifact of the study's run: its pictures of the method."""
-MADE_OF = "made-of.json"
-"""In their folder: of which runs they are."""
 
 
 def pictures_of(out: Path, study_id: str) -> Path:
