@@ -22,6 +22,7 @@ from mmfa.data.prefetch import prefetch_onto
 from mmfa.data.protocols import directions
 from mmfa.data.records import Bools, Bytes, Domain, Floats, Ints
 from mmfa.data.store import Store
+from mmfa.folding import folded
 from mmfa.hardware import Hardware, precise
 from mmfa.model import MMFA
 from mmfa.norm import DomainRole
@@ -39,9 +40,10 @@ def embed(
     model: MMFA, images: Bytes | Pixels, rows: Ints, *, height: int, width: int, hardware: Hardware,
     domain: DomainRole = "target",
 ) -> Tensor:  # fmt: skip
-    """Return the un-normalised pooled features of images; the model is left in the mode it came in.
+    """Return the un-normalised pooled features of images.
 
-    A thread reads and normalises the next batches meanwhile.
+    The model is left as it is: a copy of its backbone, BatchNorm folded into the convolutions, does the work. A thread
+    reads and normalises the next batches meanwhile.
 
     Args:
         model: on ``hardware.device``.
@@ -65,15 +67,11 @@ def embed(
             yield (prepare(images_BHWC, height=height, width=width, channels_last=hardware.channels_last),)
 
     features_ND = torch.empty(len(rows), model.num_features, device=hardware.device)
-    was_training = model.training
-    model.eval()
-    try:
-        with precise(), contextlib.closing(prefetch_onto(hardware.device, prepared())) as batches:
-            for number, (images_BCHW,) in enumerate(batches):
-                with hardware.autocast():
-                    features_ND[number * size : (number + 1) * size] = model.embed(images_BCHW, domain=domain)
-    finally:
-        model.train(was_training)
+    backbone = folded(model.backbone, domain=domain)
+    with precise(), contextlib.closing(prefetch_onto(hardware.device, prepared())) as batches:
+        for number, (images_BCHW,) in enumerate(batches):
+            with hardware.autocast():
+                features_ND[number * size : (number + 1) * size] = model.pooled(backbone(images_BCHW))
     return features_ND
 
 

@@ -6,6 +6,7 @@ L_AAL takes M attributes of D = 1 (or of their hidden layers' D), L_MDAL one set
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -20,6 +21,9 @@ PLATEAU = 1e-3
 
 SHORTEST = 1e-6
 """``l2norm``: a feature shorter than this has no direction and stays as it is."""
+
+MOST_MULTIPLE = 32
+"""Powers up to which a kernel is one of the widest kernel: float32 keeps six digits then."""
 
 SMALLEST_MEDIAN = 1e-6
 """``median``: d² is divided by no less than this, or equal samples would be divided by 0."""
@@ -100,23 +104,20 @@ class _SquaredMMD(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, joint_MJD: Tensor, num_source: int, rates: tuple[float, ...], over_median: bool) -> Tensor:
         with torch.autocast(joint_MJD.device.type, enabled=False):
-            d2_MJJ = _squared_distances(joint_MJD)
+            centred_MJD, difference_MJJ = _parts(joint_MJD)
+            d2_MJJ = _squares(centred_MJD, difference_MJJ)
             if over_median:
                 median_M11 = _floored_median(d2_MJJ)
                 d2_MJJ /= median_M11
-            kernel_MJJ = torch.zeros_like(d2_MJJ)
-            slope_MJJ = torch.zeros_like(d2_MJJ)
-            for rate in rates:
-                term_MJJ = (d2_MJJ * rate).exp_()
-                kernel_MJJ += term_MJJ
-                slope_MJJ.add_(term_MJJ, alpha=rate)
+            kernel_MJJ, slope_MJJ = _kernels(d2_MJJ, rates)
             if over_median:
                 slope_MJJ /= median_M11
             num_target = joint_MJD.shape[1] - num_source
             signs_J = joint_MJD.new_full((num_source + num_target,), -1 / num_target)
             signs_J[:num_source] = 1 / num_source
             if ctx.needs_input_grad[0]:
-                ctx.save_for_backward(_gradient(joint_MJD, slope_MJJ, signs_J, weight=4 / len(rates)))
+                weights_JJ = (signs_J * (4 / len(rates)))[:, None] * signs_J
+                ctx.save_for_backward(_gradient(slope_MJJ.mul_(weights_JJ), centred_MJD, difference_MJJ))
             return (kernel_MJJ @ signs_J) @ signs_J / len(rates)
 
     @staticmethod
@@ -126,29 +127,63 @@ class _SquaredMMD(torch.autograd.Function):
         return gradient_MJD * grad_M[:, None, None], None, None, None
 
 
-def _gradient(joint_MJD: Tensor, slope_MJJ: Tensor, signs_J: Tensor, *, weight: float) -> Tensor:
-    """Return d MMD² / d joint = 4 Σ_j G_ij (z_i - z_j), G_ij = s_i s_j dk/dd²; overwrites ``slope_MJJ``."""
-    G_MJJ = slope_MJJ.mul_((signs_J * weight)[:, None] * signs_J)
-    G_MJJ.diagonal(dim1=1, dim2=2).zero_()
+def _kernels(d2_MJJ: Tensor, rates: tuple[float, ...]) -> tuple[Tensor, Tensor]:
+    """Return the sum over the bandwidths of exp(rate d²), and its derivative by d².
+
+    Exponentials are half of what a term costs, so where one rate is a whole multiple of the widest kernel's, as the
+    paper's are, its kernel is a power of that one.
+    """
+    widest, *others = sorted(rates, reverse=True)  # rates are below 0
+    base_MJJ = (d2_MJJ * widest).exp_()
+    kernel_MJJ, slope_MJJ = base_MJJ.clone() if others else base_MJJ, base_MJJ * widest
+    for rate in others:
+        multiple = round(rate / widest)
+        whole = multiple <= MOST_MULTIPLE and math.isclose(rate, multiple * widest, rel_tol=1e-12)
+        term_MJJ = _power(base_MJJ, multiple) if whole else (d2_MJJ * rate).exp_()
+        kernel_MJJ += term_MJJ
+        slope_MJJ.add_(term_MJJ, alpha=rate)
+    return kernel_MJJ, slope_MJJ
+
+
+def _power(base: Tensor, exponent: int) -> Tensor:
+    """Return a power by squaring; its relative error grows with the exponent."""
+    if exponent == 1:
+        return base
+    half = _power(base, exponent // 2)
+    square = half * half
+    return square.mul_(base) if exponent % 2 else square
+
+
+def _parts(joint_MJD: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return the features about their mean, and for D = 1 their differences, of which d² and gradient are both made."""
     if joint_MJD.shape[2] == 1:
-        values_MJ = joint_MJD[:, :, 0]
-        return (G_MJJ * (values_MJ[:, :, None] - values_MJ[:, None, :])).sum(2, keepdim=True)
-    centred_MJD = joint_MJD - joint_MJD.mean(dim=1, keepdim=True)
+        values_MJ = joint_MJD[:, :, 0].contiguous()
+        return joint_MJD, values_MJ[:, :, None] - values_MJ[:, None, :]
+    return joint_MJD - joint_MJD.mean(dim=1, keepdim=True), None
+
+
+def _gradient(G_MJJ: Tensor, centred_MJD: Tensor, difference_MJJ: Tensor | None) -> Tensor:
+    """Return d MMD² / d joint = 4 Σ_j G_ij (z_i - z_j), G_ij = s_i s_j dk/dd²; overwrites G."""
+    if difference_MJJ is not None:
+        return G_MJJ.mul_(difference_MJJ).sum(2, keepdim=True)
+    G_MJJ.diagonal(dim1=1, dim2=2).zero_()
     return G_MJJ.sum(2, keepdim=True) * centred_MJD - G_MJJ @ centred_MJD
 
 
-def _squared_distances(joint_MJD: Tensor) -> Tensor:
+def _squares(centred_MJD: Tensor, difference_MJJ: Tensor | None) -> Tensor:
     """Return d2_MJJ, the diagonal exactly 0: round-off there would fake a gradient."""
-    if joint_MJD.shape[2] == 1:
-        values_MJ = joint_MJD[:, :, 0]
-        return (values_MJ[:, :, None] - values_MJ[:, None, :]).square_()
-    centred_MJD = joint_MJD - joint_MJD.mean(dim=1, keepdim=True)
+    if difference_MJJ is not None:
+        return difference_MJJ.square()
     # Not the diagonal of the Gram matrix: compiled, its gradient comes out wrong.
     norms_MJ = (centred_MJD * centred_MJD).sum(-1)
     d2_MJJ = torch.baddbmm(norms_MJ[:, None, :], centred_MJD, centred_MJD.transpose(1, 2), alpha=-2)
     d2_MJJ = d2_MJJ.add_(norms_MJ[:, :, None]).clamp_(min=0)
     d2_MJJ.diagonal(dim1=1, dim2=2).zero_()
     return d2_MJJ
+
+
+def _squared_distances(joint_MJD: Tensor) -> Tensor:
+    return _squares(*_parts(joint_MJD))
 
 
 def _joint(source_NMD: Tensor, target_PMD: Tensor) -> Tensor:

@@ -6,36 +6,20 @@ Shapes: B images, D pooled dimensions, K identities, M attributes, H hidden unit
 from __future__ import annotations
 
 import dataclasses
-import logging
 import math
-from collections import OrderedDict
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import torch
-import torchvision
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, Bottleneck
 
+from mmfa.backbone import build_backbone
 from mmfa.config import GEM_P_MAX, GEM_P_MIN, ModelConfig, TrialConfig
-from mmfa.errors import ConfigError
 from mmfa.norm import DomainRole, select, split_by_domain
 from mmfa.pooling import global_pool
 
-logger = logging.getLogger(__name__)
-
-SMALL_WIDTHS = (16, 32, 64, 128)
-"""Channels of the four stages of the embedded pair's backbone."""
-
 NEGATIVE_SLOPE = 0.1
 """Slope of the heads' leaky ReLU below 0."""
-
-_BUILDERS = {"resnet50": torchvision.models.resnet50, "resnet18": torchvision.models.resnet18}
-_PUBLISHED: dict[str, torchvision.models.WeightsEnum] = {
-    "resnet50": torchvision.models.ResNet50_Weights.IMAGENET1K_V1,
-    "resnet18": torchvision.models.ResNet18_Weights.IMAGENET1K_V1,
-}
 
 
 class Features(NamedTuple):
@@ -59,10 +43,10 @@ class MMFA(nn.Module):
     """The network, randomly initialised from torch's global generator.
 
     Args:
-        config: architecture; ``config.weights`` is not read here but by :func:`resolve_weights`.
+        config: architecture; ``config.weights`` is not read here but by :func:`mmfa.backbone.resolve_weights`.
         num_ids: K, training identities of the source.
         num_attributes: M; 0 leaves the attribute heads out.
-        weights: what the backbone starts from, checked by :func:`resolve_weights`; None: a random start.
+        weights: what the backbone starts from, checked by :func:`mmfa.backbone.resolve_weights`; None: a random start.
     """
 
     def __init__(
@@ -70,7 +54,7 @@ class MMFA(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
-        self.backbone = build_backbone(config)
+        self.backbone = build_backbone(config, weights=weights)
         self.num_features = _num_features(self.backbone)
         self.identity_head = identity_head(
             self.num_features, num_ids, width=config.id_head_width, dropout=config.dropout
@@ -81,8 +65,6 @@ class MMFA(nn.Module):
         self.gem_p: Tensor | None
         exponent = nn.Parameter(torch.tensor(config.gem_p)) if config.pooling == "gem" else None
         self.register_parameter("gem_p", exponent)
-        if weights is not None:
-            self.backbone.load_state_dict(weights, strict=False)
         if config.bn_mode == "domain":
             split_by_domain(self)
 
@@ -133,7 +115,11 @@ class MMFA(nn.Module):
             domain: whose BatchNorm statistics are used, where each has its own.
         """
         self._select(domain)
-        return global_pool(self.backbone(images_BCHW), pooling=self.config.pooling, exponent=self.gem_p)
+        return self.pooled(self.backbone(images_BCHW))
+
+    def pooled(self, maps_BDhw: Tensor) -> Tensor:
+        """Return pooled_BD, float32, of the backbone's last maps."""
+        return global_pool(maps_BDhw, pooling=self.config.pooling, exponent=self.gem_p)
 
     def attributes(self, pooled_BD: Tensor, *, domain: DomainRole = "target") -> Tensor:
         """Return the pre-sigmoid outputs attributes_BM of features that :meth:`embed` gave."""
@@ -231,117 +217,6 @@ def identity_head(num_features: int, num_ids: int, *, width: int, dropout: float
         nn.Dropout(dropout),
         classifier,
     )
-
-
-def build_backbone(config: ModelConfig) -> nn.Sequential:
-    """Return the stages up to the last feature maps; parameter names are torchvision's."""
-    if config.backbone == "small":
-        return _small_backbone(last_stride=config.last_stride)
-    resnet = _BUILDERS[config.backbone](weights=None)
-    _set_last_stride(resnet.layer4[0], config.last_stride)
-    stages = {name: module for name, module in resnet.named_children() if name not in ("avgpool", "fc")}
-    return nn.Sequential(OrderedDict(stages))
-
-
-def resolve_weights(config: ModelConfig) -> dict[str, Tensor] | None:
-    """Return the backbone's starting weights, or None for a random start.
-
-    ``imagenet`` comes from torch hub's cache, or from torchvision's publisher into that cache where there is a network;
-    anything else but ``none`` is the path of a state dict in torchvision's naming, with or without a classifier.
-
-    Raises:
-        ConfigError: weights that cannot be had, cannot be read, or are not this backbone's.
-    """
-    if config.weights == "none":
-        return None
-    found = _published(config) if config.weights == "imagenet" else _from_file(Path(config.weights))
-    found = {name: value for name, value in found.items() if not name.startswith("fc.")}
-    with torch.device("meta"):
-        expected = build_backbone(config).state_dict()
-    wrong = sorted(
-        name
-        for name in found.keys() | {name for name in expected if not name.endswith("num_batches_tracked")}
-        if name not in found or name not in expected or found[name].shape != expected[name].shape
-    )
-    if wrong:
-        raise ConfigError(
-            f"model.weights must hold exactly the tensors of {config.backbone}, but in {config.weights!r} "
-            f"{len(wrong)} are missing, unknown or of another shape (the first: {wrong[0]!r}); "
-            "give weights of this backbone or set model.backbone to theirs."
-        )
-    return found
-
-
-def _published(config: ModelConfig) -> dict[str, Tensor]:
-    if config.backbone not in _PUBLISHED:
-        raise ConfigError(
-            f"model.weights='imagenet' exists for {' and '.join(_PUBLISHED)}, but model.backbone is "
-            f"{config.backbone!r}; set model.weights to 'none' or to a file."
-        )
-    weights = _PUBLISHED[config.backbone]
-    folder = Path(torch.hub.get_dir()) / "checkpoints"
-    file = weights.url.rpartition("/")[2]
-    try:
-        tensors: dict[str, Tensor] = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
-    except Exception as error:  # a damaged file makes the unpickler raise anything
-        raise ConfigError(
-            f"the ImageNet weights of {config.backbone} could not be read from {folder} nor downloaded "
-            f"({_first_line(error)}): place {file} in {folder}, or name a file with --weights FILE."
-        ) from error
-    return tensors
-
-
-def _from_file(path: Path) -> dict[str, Tensor]:
-    try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file makes the unpickler raise anything
-        raise ConfigError(
-            f"model.weights must be 'imagenet', 'none' or the path of a state dict saved by torch.save, "
-            f"but {str(path)!r} cannot be read ({_first_line(error)}); check the path or save the file again."
-        ) from error
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ConfigError(
-            f"model.weights must be a state dict, names to tensors, but {str(path)!r} holds something else; "
-            "save it with torch.save(model.state_dict(), FILE)."
-        )
-    return content
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-
-
-def _set_last_stride(block: nn.Module, stride: int) -> None:
-    assert isinstance(block, BasicBlock | Bottleneck) and isinstance(block.downsample, nn.Sequential)
-    strided = block.conv1 if isinstance(block, BasicBlock) else block.conv2
-    for convolution in (strided, block.downsample[0]):
-        assert isinstance(convolution, nn.Conv2d)
-        convolution.stride = (stride, stride)
-
-
-def _small_backbone(*, last_stride: int) -> nn.Sequential:
-    stem = SMALL_WIDTHS[0]
-    stages: OrderedDict[str, nn.Module] = OrderedDict(
-        conv1=nn.Conv2d(3, stem, 3, stride=2, padding=1, bias=False),
-        bn1=nn.BatchNorm2d(stem),
-        relu=nn.ReLU(inplace=True),
-    )
-    before = stem
-    for number, (width, stride) in enumerate(zip(SMALL_WIDTHS, (1, 2, 2, last_stride), strict=True), start=1):
-        stages[f"layer{number}"] = nn.Sequential(_basic_block(before, width, stride=stride))
-        before = width
-    backbone = nn.Sequential(stages)
-    for module in backbone.modules():
-        if isinstance(module, nn.Conv2d):  # as torchvision initialises its own
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-    return backbone
-
-
-def _basic_block(before: int, width: int, *, stride: int) -> BasicBlock:
-    if before == width and stride == 1:
-        return BasicBlock(before, width)
-    downsample = nn.Sequential(nn.Conv2d(before, width, 1, stride=stride, bias=False), nn.BatchNorm2d(width))
-    return BasicBlock(before, width, stride, downsample)
 
 
 def _num_features(backbone: nn.Sequential) -> int:

@@ -24,6 +24,10 @@ CHUNK = 768
 """Queries whose distances are held at once: in Market-1501's gallery they and a tile of it take 63 MB."""
 TILE = 1024
 """Gallery images whose centred features are held at once: a copy of all would double what features take."""
+BLOCK = 64
+"""Queries of which the images of their own pid are looked up at once."""
+FEW = 20
+"""Positives of a query up to which counting what is nearer than each is faster than sorting the row."""
 _EMPTY_GALLERY = (
     "queries are ranked in a gallery, but it holds no image; check the split that the gallery is taken from."
 )
@@ -160,10 +164,8 @@ def rank(
     own = _Own(query_pids, query_camids, gallery_pids, gallery_camids)
     found: list[NDArray[np.intp]] = []
     for rows_qG in [distances_QG] if isinstance(distances_QG, np.ndarray) else distances_QG:
-        row_G = np.empty(rows_qG.shape[1], dtype=rows_qG.dtype)
-        for given_G in rows_qG:
-            np.copyto(row_G, given_G)
-            found.append(own.negatives_before(row_G, query=len(found)))
+        for begin in range(0, len(rows_qG), BLOCK):
+            found += own.negatives_before(rows_qG[begin : begin + BLOCK], first=len(found))
     return _report(found, query_pids, gallery_pids, max_rank=max_rank)
 
 
@@ -193,9 +195,10 @@ def _ranked_on_device(query_QD: Tensor, gallery_GD: Tensor, own: _Own) -> list[N
     found: list[NDArray[np.intp]] = []
     for rows_qG in _distances(query_QD, gallery_GD, chunk=CHUNK):
         is_finite = torch.isfinite(rows_qG).all()
-        same, removed, positive = (
+        same, owned, positive = (
             torch.from_numpy(given).to(rows_qG.device) for given in own.padded(len(found), len(rows_qG))
         )
+        removed = owned.any(dim=1, keepdim=True)  # also where a column stands again: which of them is written last?
         own_qS = rows_qG.gather(1, same)
         positives_qS = torch.where(positive, own_qS, torch.inf).sort(dim=1).values
         rows_qG.scatter_(1, same, torch.where(removed, torch.inf, own_qS))
@@ -286,30 +289,53 @@ class _Own:
         self._ends = np.where(query_pids > 0, np.searchsorted(ascending, query_pids, side="right"), self._begins)
         self._query_camids, self._gallery_camids = query_camids, gallery_camids
 
-    def negatives_before(self, row_G: NDArray[np.floating[Any]], *, query: int) -> NDArray[np.intp]:
-        """Return for each positive, nearest first, how many negatives are as near or nearer; overwrites ``row_G``."""
-        same = self._order[self._begins[query] : self._ends[query]]
-        own_S = row_G[same]
-        positives_P = np.sort(own_S[self._gallery_camids[same] != self._query_camids[query]])
-        row_G[same] = np.inf
-        row_G.sort()
-        num_negatives = len(row_G) - len(same)
-        ends = [row_G[0], row_G[num_negatives - 1]] if num_negatives else []
-        if not np.isfinite(own_S).all() or not all(map(math.isfinite, ends)) or math.isnan(row_G[-1]):  # nan sorts last
-            raise NotFiniteError(_NOT_FINITE)
-        return np.searchsorted(row_G[:num_negatives], positives_P, side="right")
+    def negatives_before(self, rows_qG: NDArray[np.floating[Any]], *, first: int) -> list[NDArray[np.intp]]:
+        """Return for each positive of some queries, nearest first, how many negatives are as near or nearer.
+
+        Args:
+            rows_qG: distances of successive queries.
+            first: number of the first of them.
+        """
+        same_qS, own_qS, positive_qS = self.padded(first, len(rows_qG))
+        values_qS = np.take_along_axis(rows_qG, same_qS, axis=1)
+        nearest_qS = np.sort(np.where(positive_qS, values_qS, np.inf), axis=1)
+        own_before_qS = ((values_qS[:, None, :] <= nearest_qS[:, :, None]) & own_qS[:, None, :]).sum(axis=2)
+        as_near_G = np.empty((FEW, rows_qG.shape[1]), dtype=bool)
+        found = []
+        for row_G, nearest_S, own_before_S, number in zip(
+            rows_qG, nearest_qS, own_before_qS, positive_qS.sum(axis=1).tolist(), strict=True
+        ):
+            if not (math.isfinite(_sum(row_G)) or np.isfinite(row_G).all()):  # or too large to be added up
+                raise NotFiniteError(_NOT_FINITE)
+            found.append(_before(row_G, nearest_S[:number], as_near_G) - own_before_S[:number])
+        return found
 
     def padded(self, first: int, number: int) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.bool_]]:
-        """Return for some queries, [q, S] each: columns of their pid, whether these leave the row, which are positives.
+        """Return for some queries, [q, S] each: columns, which of them have the query's pid, which are its positives.
 
         Where a query has fewer than S the first of them stands again, or any column where it has none.
         """
         begins, ends = self._begins[first : first + number, None], self._ends[first : first + number, None]
         places = begins + np.arange(max(1, int((ends - begins).max())))
-        same = self._order[np.minimum(np.where(places < ends, places, begins), len(self._order) - 1)]
+        own = places < ends
+        same = self._order[np.minimum(np.where(own, places, begins), len(self._order) - 1)]
         others = self._gallery_camids[same] != self._query_camids[first : first + number, None]
-        removed = np.broadcast_to(begins < ends, same.shape)
-        return same.astype(np.int64), removed.copy(), (places < ends) & others
+        return same.astype(np.int64), own, own & others
+
+
+def _sum(row_G: NDArray[np.floating[Any]]) -> float:
+    with np.errstate(over="ignore", invalid="ignore"):
+        return float(row_G.sum())
+
+
+def _before(
+    row_G: NDArray[np.floating[Any]], nearest_P: NDArray[np.floating[Any]], as_near_G: NDArray[np.bool_]
+) -> NDArray[np.intp]:
+    """Return how many distances are at most each of a few; a buffer is given for those that are."""
+    if len(nearest_P) > len(as_near_G):  # to sort is faster then
+        return np.searchsorted(np.sort(row_G), nearest_P, side="right")
+    as_near_PG = np.less_equal(row_G, nearest_P[:, None], out=as_near_G[: len(nearest_P)])
+    return np.array([np.count_nonzero(one_G) for one_G in as_near_PG], dtype=np.intp)
 
 
 def _no_positive(query_pids: NDArray[np.int64], gallery_pids: NDArray[np.int64]) -> str:

@@ -37,6 +37,8 @@ from mmfa.ranking import distances
 Picture = Path | bytes | Bytes
 """A file, the content of one, or RGB pixels, uint8 [H, W, 3] of any size."""
 
+EMBEDDING = 2
+"""Raised where the same weights embed the same picture otherwise than before: what was kept of it is stale then."""
 MAX_PIXELS = 89_478_485
 """Of one image, by which Pillow tells a decompression bomb; larger ones are refused before they are decoded."""
 
@@ -97,8 +99,8 @@ class Embedder:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """12 hexadecimal digits of all that an embedding follows from beside the image: weights, config, decoder."""
-        made_by = [PIL.__version__, torch.__version__, self.hardware.bf16]
+        """12 hexadecimal digits of all that an embedding follows from beside the image: weights, config, code."""
+        made_by = [EMBEDDING, PIL.__version__, torch.__version__, self.hardware.bf16]
         digest = hashlib.sha256(canonical_json([made_by, self.config.to_json()]).encode())
         for name, value in sorted(self.model.state_dict().items()):
             digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())

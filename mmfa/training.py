@@ -17,6 +17,7 @@ from torch import Tensor
 
 import mmfa
 from mmfa import checkpoint, compiled
+from mmfa.backbone import resolve_weights
 from mmfa.checkpoint import Checkpoint
 from mmfa.config import TrialConfig
 from mmfa.data.batches import Batches
@@ -26,7 +27,7 @@ from mmfa.diagnostics import LossLog, grad_shares, kernel_metrics
 from mmfa.errors import CheckpointError, ConfigError, DivergedError
 from mmfa.evaluate import evaluate, evaluate_test
 from mmfa.hardware import Hardware, deterministic
-from mmfa.model import MMFA, build, resolve_weights
+from mmfa.model import MMFA, build
 from mmfa.norm import DomainRole
 from mmfa.optim import learning_rate, momenta, restore_momenta
 from mmfa.ranking import NotFiniteError, RetrievalReport

@@ -239,7 +239,7 @@ def _check(needs: Needs, token: str) -> str:
 
 
 def _check_weights(weights: dict[str, str]) -> str:
-    from mmfa.model import resolve_weights
+    from mmfa.backbone import resolve_weights
 
     for text, digest in weights.items():
         model = TrialConfig.from_json(text).model

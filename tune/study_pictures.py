@@ -22,9 +22,9 @@ def draw(
     """Draw the pictures of a finished study, or find them drawn; see :func:`count` for the reading of test labels.
 
     Between the first fresh seed of the baseline and that of the setting that BEATS it (else of the first on the
-    shortlist that has a result); without confirmations, the baseline and the best trial; in a comparison, the first two
-    arms that it judges. t-SNE's left side is the same setting and seed without alignment (λ2 = λ3 = 0), or else a
-    control without alignment.
+    shortlist that has a result); without confirmations, the baseline and the best other trial; in a comparison, the
+    first two arms that it judges. t-SNE's left side is the same setting and seed without alignment (λ2 = λ3 = 0), or
+    else a control without alignment.
 
     Args:
         session: of the study.
@@ -104,9 +104,9 @@ def _pair(session: Session, found: Outcome, verdict: Mapping[str, Any] | None = 
     if settled is not None and settled.candidates:
         shown = _shown(found, settled.candidates, verdict)
         return _firsts(confirm.of_setting(found, confirm.BASELINE), confirm.of_setting(found, shown))
-    best = found.best
-    own = found.control(confirm.BASELINE)
-    return None if best is None or best is found.baseline else _firsts(own, [best])
+    allowed = [row for row in found.search if row.value is not None and row.name not in found.vetoed]
+    others = sorted((row for row in allowed if row is not found.baseline), key=lambda row: row.value or 0)
+    return _firsts(found.control(confirm.BASELINE), others[-1:])
 
 
 def _shown(found: Outcome, candidates: Sequence[str], verdict: Mapping[str, Any] | None) -> str:

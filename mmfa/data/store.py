@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -27,7 +28,6 @@ import numpy as np
 import PIL
 import pyarrow as pa
 import torch
-import torchvision.io
 from PIL import Image
 from torch import Tensor
 
@@ -138,7 +138,7 @@ def open_store(path: Path) -> Store:
 
 def _listing_key(dataset: Dataset) -> str:
     """Hash what a listing shows and what decodes it: it changes when a file does, and costs no reading."""
-    made_by = [FORMAT, PIL.__version__, torch.__version__, torchvision.__version__]
+    made_by = [FORMAT, PIL.__version__, torch.__version__, version("torchvision")]
     files = {name: dataset.root / name for name in dataset.domain.paths}
     if dataset.attribute_file:
         files["attributes"] = dataset.attribute_file
@@ -193,13 +193,13 @@ def _decode(content: bytes, path: Path, formats: tuple[str, ...]) -> Tensor:
     torchvision decodes a JPEG twice as fast as Pillow, to the same pixels, as long as it does (0.29 announces the end);
     what it refuses may still be fit for Pillow.
     """
-    if content.startswith(_JPEG) and "JPEG" in formats and hasattr(torchvision.io, "decode_jpeg"):
-        with contextlib.suppress(RuntimeError):
+    if content.startswith(_JPEG) and "JPEG" in formats:
+        import torchvision.io as decoders  # as long to import as torch, and only needed here
+
+        with contextlib.suppress(RuntimeError, AttributeError):
             encoded = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-            image_hwC: Tensor = torchvision.io.decode_jpeg(encoded, mode=torchvision.io.ImageReadMode.RGB).permute(
-                1, 2, 0
-            )
-            return image_hwC
+            image_Chw: Tensor = decoders.decode_jpeg(encoded, mode=decoders.ImageReadMode.RGB)
+            return image_Chw.permute(1, 2, 0)
     try:
         with Image.open(io.BytesIO(content), formats=formats) as image:
             return torch.from_numpy(np.array(image.convert("RGB")))

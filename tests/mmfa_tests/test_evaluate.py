@@ -86,13 +86,13 @@ def test_cosine_map_is_that_of_cosine_distances(finished, target):
 
 
 def test_two_directions_and_their_mean_from_one_embedding_of_each_image(finished, target, monkeypatch):
-    embedded, embed = [], MMFA.embed
+    embedded, pooled = [], MMFA.pooled
 
-    def counted(self, images, **kwargs):
-        embedded.append(len(images))
-        return embed(self, images, **kwargs)
+    def counted(self, maps):
+        embedded.append(len(maps))
+        return pooled(self, maps)
 
-    monkeypatch.setattr(MMFA, "embed", counted)
+    monkeypatch.setattr(MMFA, "pooled", counted)
     monkeypatch.setattr(evaluate, "directions", two_ways)
     report = finished.test()
     assert list(report.retrieval) == ["target", "target_a_to_b", "target_b_to_a"]

@@ -6,9 +6,10 @@ import pytest
 import torch
 import torchvision
 
+from mmfa.backbone import build_backbone, resolve_weights
 from mmfa.config import ModelConfig, profile
 from mmfa.errors import ConfigError
-from mmfa.model import MMFA, AttributeHeads, build_backbone, identity_head, resolve_weights
+from mmfa.model import MMFA, AttributeHeads, identity_head
 from mmfa.pooling import global_pool
 
 SMALL = profile("embedded").model

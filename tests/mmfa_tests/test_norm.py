@@ -8,11 +8,12 @@ import torch
 import torchvision
 
 from mmfa import checkpoint
+from mmfa.backbone import resolve_weights
 from mmfa.config import ModelConfig, profile
 from mmfa.data.augment import prepare
 from mmfa.errors import DivergedError
 from mmfa.evaluate import embed
-from mmfa.model import MMFA, build, resolve_weights
+from mmfa.model import MMFA, build
 from mmfa.training import Training
 
 EMBEDDED = profile("embedded").with_overrides({"model.dropout": 0.0, "model.id_head_width": 8})
