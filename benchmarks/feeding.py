@@ -41,8 +41,8 @@ CASES = {
     "without resize": ({"crop": "pad", "image_height": HEIGHT, "image_width": WIDTH}, 12.0),
     "with resize": ({"crop": "random_area", "image_height": 2 * HEIGHT, "image_width": 2 * WIDTH}, 2.5),
 }
-ROWS = (64, 1024)
-"""Rows of the smaller record batches."""
+MANY, ROWS = 8192, (64, 1024)
+"""Images out of which random rows are taken, and rows of the smaller record batches."""
 
 
 def write(root):
@@ -128,14 +128,17 @@ def in_record_batches(images, path, *, num_rows):
 
 
 def gather(arrays, num_rows, orders):
-    """Return a call that takes batches of random rows out of one array or several."""
+    """Return a call that takes batches of random rows out of one array, or out of several one after the other."""
+    if len(arrays) == 1:
+        return lambda: [arrays[0][rows] for rows in orders]
 
     def call():
         for rows in orders:
-            if len(arrays) == 1:
-                arrays[0][rows]
-            else:
-                np.stack([arrays[row // num_rows][row % num_rows] for row in rows.tolist()])
+            found = np.empty((len(rows), *arrays[0].shape[1:]), dtype=np.uint8)
+            of_each, places = rows // num_rows, np.arange(len(rows))
+            for number in np.unique(of_each).tolist():
+                own = places[of_each == number]
+                found[own] = arrays[number][rows[own] % num_rows]
 
     return call
 
@@ -151,14 +154,15 @@ def layouts(stores, folder, device, rounds):
             lines.pairs(native, larger, rounds), unit="img/s", work=num, chosen="native", times_the_bytes=4,
         )
     ]  # fmt: skip
-    images = stores[0].images
-    orders = [np.random.default_rng(seed).permutation(len(images))[:BATCH] for seed in range(200)]
+    images = np.concatenate([stores[0].images] * (MANY // NUM))
+    orders = [np.random.default_rng(seed).permutation(MANY)[:BATCH] for seed in range(200)]
+    one = in_record_batches(images, folder / "one.arrow", num_rows=MANY)
     for num_rows in ROWS:
         parts = in_record_batches(images, folder / f"{num_rows}.arrow", num_rows=num_rows)
         found.append(
             lines.line(
                 f"random rows of one record batch, against record batches of {num_rows} rows",
-                lines.pairs(gather([images], 0, orders), gather(parts, num_rows, orders), rounds),
+                lines.pairs(gather(one, MANY, orders), gather(parts, num_rows, orders), rounds),
                 unit="img/s", work=len(orders) * BATCH, chosen="one",
             )
         )  # fmt: skip

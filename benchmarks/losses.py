@@ -185,6 +185,7 @@ def share(backbone, device, n):
     found = lines.pairs(lambda: [term() for _ in range(10) for term in terms], step, n=n)
     found = lines.Pairs([seconds / 10 for seconds in found.ours], found.peer)
     scaled = lines.Pairs([1000 * seconds for seconds in found.ours], [1000 * seconds for seconds in found.peer])
+    bar = bar if torch.device(device).type == "cpu" else None
     return lines.line(
         f"both alignment terms, against a bare step of {backbone}", scaled, at_most=bar, unit="ms", profile=name
     )
@@ -201,30 +202,29 @@ def check(mine, theirs, *, unbiased):
 
 def against(name, shape, peer, peer_name, *, device, n, repeats, unbiased=False, at_least=None, **more):
     """Return the line of one term against one peer, whose numbers must be the same."""
+    found = pairs_of(shape, peer, device=device, n=n, repeats=repeats, unbiased=unbiased)
+    return lines.line(f"{name}, forward and backward, against {peer_name}", found, unit="ms", at_least=at_least, **more)
+
+
+def pairs_of(shape, peer, *, device, n, repeats, unbiased=False):
+    """Return the milliseconds of a term and of a peer whose numbers must be the same, in turns."""
     mine, theirs = step_of(ours, shape, device), step_of(peer, shape, device)
     check(mine, theirs, unbiased=unbiased)
     found = lines.pairs(
         lambda: [mine() for _ in range(repeats)], lambda: [theirs() for _ in range(repeats)], n=n, warmups=2
     )
-    scaled = lines.Pairs(*([1000 * seconds / repeats for seconds in side] for side in found))
-    return lines.line(
-        f"{name}, forward and backward, against {peer_name}", scaled, unit="ms", at_least=at_least, **more
-    )
+    return lines.Pairs(*([1000 * seconds / repeats for seconds in side] for side in found))
 
 
-def batched_torch(name, shape, *, device, at_least, **given):
-    """Return the lines of both formulations of plain batched torch; the faster one has the bar."""
-
-    def takes(peer):
-        step = step_of(peer, shape, device)
-        return statistics.median(lines.seconds(step) for _ in range(15))
-
+def batched_torch(name, shape, *, device, at_least, n, repeats):
+    """Return the lines of both formulations of plain batched torch; the one that proves faster has the bar."""
     ways = {"three matrices": batched, "one matrix of the joint batch": joint}
-    fast, slow = sorted(ways, key=lambda way: takes(ways[way]))
-    given["device"] = device
+    measured = {way: pairs_of(shape, peer, device=device, n=n, repeats=repeats) for way, peer in ways.items()}
+    fast, slow = sorted(ways, key=lambda way: statistics.median(measured[way].peer))
+    of = f"{name}, forward and backward, against"
     return [
-        against(name, shape, ways[fast], "plain batched torch", at_least=at_least, formulation=fast, **given),
-        against(name, shape, ways[slow], "its slower formulation", formulation=slow, **given),
+        lines.line(f"{of} plain batched torch", measured[fast], unit="ms", at_least=at_least, formulation=fast),
+        lines.line(f"{of} its slower formulation", measured[slow], unit="ms", formulation=slow),
     ]
 
 

@@ -5,8 +5,9 @@
 `--help` and `--dry-run` are timed as processes. The second trial is timed twice. In one process: stores are open and
 torch is warm, as in a worker that has trained before, and the time runs from the config to the end of the first step
 (the embedded pair's network) or to its begin (ResNet-50 and stores of Market-1501's size, where a step on a CPU takes
-seconds). In a study: from the end of a trial to the moment at which the next one on the same worker begins its first
-epoch, from the records of a real one, Ray, ledger and checkpoints included.
+seconds; it starts from a file of weights, as the paper's does from ImageNet's, or at random). In a study: from the end
+of a trial to the moment at which the next one on the same worker begins its first epoch, from the records of a real
+one, Ray, ledger and checkpoints included.
 
 Memory is private memory, not resident size: four processes open one store of Market-1501's size, read all of it and
 hold it at the same time.
@@ -25,6 +26,7 @@ from pathlib import Path
 
 import lines
 import torch
+import torchvision.models
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
@@ -110,6 +112,19 @@ def market_store(folder):
     return store.build(dataset, cache_dir=folder / "cache", height=128, width=64)
 
 
+def resnets(path, weights, n):
+    """Return the lines of a ResNet-50 at Market-1501's size, from a file of weights and at random."""
+    torch.save(torchvision.models.resnet50(weights=None).state_dict(), weights)  # what is in it costs nothing
+    opened = [store.open_store(path)] * 2
+    found = []
+    for start, told in ((str(weights), "of given weights"), ("none", "from scratch")):
+        names = {"data.source": "market1501", "data.target": "market1501", "model.weights": start}
+        took = second_trials(profile("paper").with_overrides(names), opened, n, ends=False)
+        what = f"config to the begin of the first step, warm worker, ResNet-50 {told}, Market-1501's size"
+        found.append(lines.limit(what, took, FIRST_STEP))
+    return found
+
+
 def private():
     """Return the private memory of this process in MB."""
     fields = dict(line.split(":") for line in Path("/proc/self/smaps_rollup").read_text().splitlines()[1:])
@@ -171,12 +186,7 @@ def main():
     found.append(lines.limit("config to the end of the first step, warm worker, embedded pair", took, FIRST_STEP))
     with tempfile.TemporaryDirectory() as name:
         path = market_store(Path(name))
-        names = {"data.source": "market1501", "data.target": "market1501", "model.weights": "none"}
-        opened = [store.open_store(path)] * 2
-        took = second_trials(profile("paper").with_overrides(names), opened, options.rounds, ends=False)
-        what = "config to the begin of the first step, warm worker, ResNet-50 from scratch, Market-1501's size"
-        found.append(lines.limit(what, took, FIRST_STEP))
-        del opened
+        found += resnets(path, Path(name) / "resnet50.pth", options.rounds)
         found.append(memory(path))
         found.append(in_a_study(Path(name)))
     lines.emit(found, "startup", record=options.record)

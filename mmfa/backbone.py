@@ -5,6 +5,8 @@ torchvision is imported where a ResNet is built and nowhere else: it takes as lo
 
 from __future__ import annotations
 
+import copy
+import functools
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from mmfa.config import ModelConfig
+from mmfa.config import Backbone, ModelConfig
 from mmfa.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -38,13 +40,7 @@ def build_backbone(config: ModelConfig, *, weights: Mapping[str, Tensor] | None 
         if weights is not None:
             backbone.load_state_dict(weights, strict=False)
         return backbone
-    import torchvision.models
-
-    with torch.device("meta"):  # no numbers are drawn that are drawn again below, or replaced
-        resnet = getattr(torchvision.models, config.backbone)(weights=None)
-    _set_last_stride(resnet.layer4[0], config.last_stride)
-    stages = {name: module for name, module in resnet.named_children() if name not in ("avgpool", "fc")}
-    backbone = nn.Sequential(OrderedDict(stages))
+    backbone = copy.deepcopy(_resnet(config.backbone, config.last_stride))
     device = torch.get_default_device()
     if device.type == "meta":
         return backbone
@@ -57,6 +53,18 @@ def build_backbone(config: ModelConfig, *, weights: Mapping[str, Tensor] | None 
     else:
         backbone.load_state_dict(weights, strict=False)
     return backbone
+
+
+@functools.cache
+def _resnet(name: str, last_stride: int) -> nn.Sequential:
+    """Return the stages without numbers in them: none are drawn that are drawn again later, or replaced."""
+    import torchvision.models
+
+    with torch.device("meta"):
+        resnet = getattr(torchvision.models, name)(weights=None)
+    _set_last_stride(resnet.layer4[0], last_stride)
+    stages = {name: module for name, module in resnet.named_children() if name not in ("avgpool", "fc")}
+    return nn.Sequential(OrderedDict(stages))
 
 
 def _draw_convolutions(backbone: nn.Module) -> None:
@@ -78,12 +86,11 @@ def resolve_weights(config: ModelConfig) -> dict[str, Tensor] | None:
         return None
     found = _published(config) if config.weights == "imagenet" else _from_file(Path(config.weights))
     found = {name: value for name, value in found.items() if not name.startswith("fc.")}
-    with torch.device("meta"):
-        expected = build_backbone(config).state_dict()
+    expected = _shapes(config.backbone)
     wrong = sorted(
         name
         for name in found.keys() | {name for name in expected if not name.endswith("num_batches_tracked")}
-        if name not in found or name not in expected or found[name].shape != expected[name].shape
+        if name not in found or name not in expected or found[name].shape != expected[name]
     )
     if wrong:
         raise ConfigError(
@@ -92,6 +99,13 @@ def resolve_weights(config: ModelConfig) -> dict[str, Tensor] | None:
             "give weights of this backbone or set model.backbone to theirs."
         )
     return found
+
+
+@functools.cache
+def _shapes(backbone: Backbone) -> dict[str, torch.Size]:
+    with torch.device("meta"):
+        built = build_backbone(ModelConfig(backbone=backbone, weights="none"))
+    return {name: value.shape for name, value in built.state_dict().items()}
 
 
 def _published(config: ModelConfig) -> dict[str, Tensor]:

@@ -82,7 +82,7 @@ def compile_backbone(model: MMFA, pooled: Callable[[bool], Sequence[Tensor]]) ->
     for words, options in WAYS.items():
         try:
             for in_float32 in (True, False) if hidden else (False,):  # what is to train last
-                torch.compiler.reset()  # what was compiled before, here or by earlier trainings
+                release()  # what was compiled before, here or by earlier trainings
                 forward: Forward = torch.compile(model.backbone.forward, dynamic=False, **options)
                 with in_place(model, forward):
                     for _ in range(PASSES):

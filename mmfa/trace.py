@@ -57,7 +57,7 @@ class Stopwatch:
 
     def __init__(self, device: torch.device) -> None:
         self.seconds: dict[str, float] = {}
-        self._device = device
+        self.device = device
 
     @contextlib.contextmanager
     def __call__(self, name: str) -> Iterator[None]:
@@ -69,8 +69,8 @@ class Stopwatch:
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
 
     def _wait(self) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
 
 class Trace:
@@ -118,7 +118,8 @@ class Trace:
         steps = max(1, min(self._steps, (num_steps - warmup) // 2))
         if step == warmup:
             self._watching.enter_context(watched(record_function))
-            self._profiler = self._watching.enter_context(profile(activities=_activities()))
+            activities = _activities(self._stopwatch.device)
+            self._profiler = self._watching.enter_context(profile(activities=activities))
         elif step == warmup + steps:
             self._stop()
             self._watching.enter_context(watched(self._stopwatch))
@@ -167,7 +168,7 @@ class Trace:
         with _as_far_as_it_can_be_written():
             self.folder.mkdir(parents=True, exist_ok=True)
             profiler.export_chrome_trace(str(self.folder / TRACE))
-            order = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
+            order = "self_cuda_time_total" if self._stopwatch.device.type == "cuda" else "self_cpu_time_total"
             table = profiler.key_averages().table(sort_by=order, row_limit=_ROWS)
             (self.folder / OPERATIONS).write_text(table + "\n")
 
@@ -189,5 +190,5 @@ def _as_far_as_it_can_be_written() -> Iterator[None]:
         logger.warning("the profile of the training is not all there: %s", error)
 
 
-def _activities() -> list[ProfilerActivity]:
-    return [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
+def _activities(device: torch.device) -> list[ProfilerActivity]:
+    return [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]

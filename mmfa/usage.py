@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import resource
 import time
@@ -25,11 +26,12 @@ class Usage:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device if device.type == "cuda" else None
+        self._looked = 0.0
         self._begin()
 
     def _begin(self) -> None:
         self._wall, self._cpu = time.perf_counter(), time.process_time()
-        self._looked, self._busy = self._wall, list[float]()
+        self._looked, self._busy = max(self._wall, self._looked), list[float]()
         if self._device is not None:
             torch.cuda.reset_peak_memory_stats(self._device)
 
@@ -38,8 +40,10 @@ class Usage:
         if self._device is None or (now := time.perf_counter()) - self._looked < SAMPLE_SECONDS:
             return
         self._looked = now
-        with contextlib.suppress(ImportError, RuntimeError):
+        try:
             self._busy.append(float(torch.cuda.utilization(self._device)))
+        except Exception:  # NVML is not there, or refuses, as of a part of a GPU: its errors are no class of torch's
+            self._looked = math.inf  # it would refuse again
 
     def take(self) -> dict[str, float]:
         """Return what was taken since the last time: 100 % of CPU is one core, memory is this process's."""
