@@ -129,10 +129,12 @@ def in_record_batches(images, path, *, num_rows):
 
 def gather(arrays, num_rows, orders):
     """Return a call that takes batches of random rows out of one array, or out of several one after the other."""
-    if len(arrays) == 1:
-        return lambda: [arrays[0][rows] for rows in orders]
 
-    def call():
+    def one():
+        for rows in orders:
+            arrays[0][rows]
+
+    def several():
         for rows in orders:
             found = np.empty((len(rows), *arrays[0].shape[1:]), dtype=np.uint8)
             of_each, places = rows // num_rows, np.arange(len(rows))
@@ -140,7 +142,7 @@ def gather(arrays, num_rows, orders):
                 own = places[of_each == number]
                 found[own] = arrays[number][rows[own] % num_rows]
 
-    return call
+    return one if len(arrays) == 1 else several
 
 
 def layouts(stores, folder, device, rounds):

@@ -32,6 +32,7 @@ PROGRAMS = {
     "embedding": [],
     "search_gallery": [],
     "startup": [],
+    "per_device": [],
     "overhead": [],
     "prepare": [],
     "scale": ["--trials", "1000"],

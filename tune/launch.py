@@ -344,9 +344,13 @@ def _train(
 
 def _tuner(searcher: search.StudySearcher, resources: dict[str, float], workers: int, folder: Path) -> Any:
     import ray.tune
+    import ray.tune.execution.class_cache
 
     from tune import trainable
 
+    # Tune hands S3's keys on to workers, and Ray writes what it is handed into a log that all may read.
+    handed_on = ray.tune.execution.class_cache.ENV_VARS_TO_PROPAGATE
+    handed_on -= {name for name in handed_on if name.startswith("AWS_")}
     return ray.tune.Tuner(
         ray.tune.with_resources(trainable.run, resources),
         tune_config=ray.tune.TuneConfig(

@@ -32,7 +32,7 @@ class Study(Driver):
     """A tiny study without confirmations: two controls and some trials."""
 
     def __init__(self, folder, *, cache, trials=3, epochs=5):
-        self.trials, self.epochs_each = trials, epochs
+        self.trials, self.epochs_each, self.cache = trials, epochs, cache
         text = STUDY.format(sizes=SIZES, trials=trials, epochs=epochs)
         super().__init__(folder, cache=cache, study=text, lease_seconds=10, quick=True)
         self.mark = uuid.uuid4().hex
@@ -163,3 +163,12 @@ def check_survived(study, *, again=(), hidden=2):
     strays = ("attempt-", "error", "owner", "pruned", ".probe-", ".seen-by-all-")
     left = [path.name for path in study.out.glob("storage/**/*") if path.name.startswith(strays)]
     assert left == [] and not list(study.out.rglob("*.corrupt")) and not list(study.out.rglob("*.pulled.tmp"))
+
+
+def check_swept(study):
+    """Nothing needless is left on S3, and no worker's copy of anything on this machine."""
+    needless = ("error.txt", "pruned", "owner", ".tmp")
+    assert [key for key in study.objects() if "attempt-" in key or key.endswith(needless)] == []
+    scratch = study.cache / "trials"
+    (folder,) = study.out.glob("storage/*/")
+    assert not (scratch / folder.name).exists(), list((scratch / folder.name).rglob("*"))

@@ -77,6 +77,18 @@ FAULTS = {
         "nothing",
         "until MLflow has all again, from the server's return",
     ),
+    "mlflow-down-between": (
+        "the MLflow server is down when the search ends, and what is to be confirmed is not settled yet",
+        "the command waits for it: it has to know the standing champion",
+        "`MLflow does not answer … what is to be confirmed waits for it`",
+        "next epoch after the server is back",
+    ),
+    "driver-frozen-s3": (
+        "the same with storage on S3, both drivers on one machine",
+        "as above; each driver's workers have copies of their own, and no driver sweeps a younger one's",
+        "`Stopped: another driver has taken over the study`",
+        "next epoch after the second command is typed",
+    ),
     "postgres-restarted": (
         "PostgreSQL, with the ledger on it, is killed and started again ten seconds later",
         "workers train on, the driver waits until it answers",

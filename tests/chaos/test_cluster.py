@@ -17,7 +17,7 @@ def cluster(tmp_path):
 
 @pytest.fixture
 def study(tmp_path, embedded_cache):
-    study = Study(tmp_path, cache=embedded_cache)
+    study = Study(tmp_path, cache=embedded_cache, trials=6)
     yield study
     study.end()
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import services
 from chaos.cluster import Cluster
-from chaos.study import S3Study, Study, check_survived
+from chaos.study import S3Study, Study, check_survived, check_swept
 from chaos.table import record
 from chaos.test_cluster import wait_for_busy
 
@@ -120,7 +120,7 @@ def test_one_node_runs_out_of_disk(tmp_path, embedded_cache, request):
         cluster = Cluster(tmp_path, environment=environment)
         request.addfinalizer(cluster.end)
         s3 = services.client(environment["AWS_ENDPOINT_URL"])
-        study = S3Study(tmp_path, cache=embedded_cache, s3=s3, environment=environment)
+        study = S3Study(tmp_path, cache=embedded_cache, s3=s3, environment=environment, trials=8, epochs=8)
         request.addfinalizer(study.end)
         cluster.start_head()
         script = f'mount -t tmpfs -o size=200m tmpfs "{scratch}" && exec "$@"'
@@ -136,6 +136,8 @@ def test_one_node_runs_out_of_disk(tmp_path, embedded_cache, request):
         record("disk-full-on-a-node", study.recovery(freed, of={lineage}), full=FULL_SECONDS)
         assert study.process.wait(900) == 0, study.log()
         check_survived(study)
+        check_swept(study)
+        assert not list(Path(f"/proc/{full.raylet().pid}/root{scratch}").glob("*/*/*")), "nothing is left on the node"
 
 
 def free_after(study, ballast):

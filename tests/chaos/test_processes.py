@@ -1,11 +1,13 @@
 """Kill the processes of a study on one machine: workers, and the driver twenty times."""
 
 import random
+import signal
 import time
 
 import psutil
 import pytest
-from chaos.study import Study, check_survived
+import services
+from chaos.study import S3Study, Study, check_survived, check_swept
 from chaos.table import record
 
 WORKER_KILLS, DRIVER_KILLS = 3, 20
@@ -47,9 +49,32 @@ def test_workers_are_killed(study):
 
 
 @pytest.mark.nightly
+def test_a_thawed_driver_leaves_copies_of_a_younger_one_alone(tmp_path, embedded_cache, request):
+    """Storage is on S3, both drivers are on one machine: the thawed one sweeps while the other's workers train."""
+    with services.s3(tmp_path / "s3.txt") as environment:
+        s3 = services.client(environment["AWS_ENDPOINT_URL"])
+        study = S3Study(tmp_path, cache=embedded_cache, s3=s3, environment=environment, trials=6, epochs=8)
+        request.addfinalizer(study.end)
+        frozen = S3Study(tmp_path, cache=embedded_cache, s3=s3, environment=environment, trials=6, epochs=8)
+        request.addfinalizer(frozen.end)
+        frozen.start()
+        frozen.grow(2)
+        frozen.process.send_signal(signal.SIGSTOP)
+        time.sleep(12)  # the lease is for ten seconds
+        typed = study.again()
+        record("driver-frozen-s3", study.recovery(**typed))
+        frozen.process.send_signal(signal.SIGCONT)
+        assert frozen.process.wait(300) == 1
+        assert study.process.poll() is None, "the study ended before the frozen driver: make it longer"
+        assert study.process.wait(900) == 0, study.log()
+        check_survived(study)
+        check_swept(study)
+
+
+@pytest.mark.nightly
 def test_driver_is_killed_twenty_times(tmp_path, embedded_cache, request):
     """Half of them at any moment before it trains, while it checks, takes over, starts Ray; half while it trains."""
-    study = Study(tmp_path, cache=embedded_cache, trials=16)
+    study = Study(tmp_path, cache=embedded_cache, trials=24, epochs=8)
     request.addfinalizer(study.end)
     seed = random.SystemRandom().randrange(2**32)
     print(f"moments drawn with seed {seed}")  # pytest shows it where the test fails

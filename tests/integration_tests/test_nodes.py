@@ -33,27 +33,34 @@ def join(driver, cluster, monkeypatch, *more):
     return driver.run("--address", cluster.address, "--quick", *more)
 
 
+def start(driver, cluster, monkeypatch, *more):
+    for name, value in cluster.token.items():
+        monkeypatch.setenv(name, value)
+    driver.start("--address", cluster.address, "--quick", *more)
+
+
+def wait_for_a_commit_of(driver, node):
+    """Wait until a worker of a node has trained an epoch."""
+    driver.wait_for(lambda: {line["pid"] for line in driver.commits()} & {worker.pid for worker in node.workers()})
+
+
 def test_a_node_without_stores_gets_them_before_its_first_trial(tmp_path, cluster, embedded_cache, monkeypatch):
-    cluster.start_node("bare", prefix=own_disk(embedded_cache))
+    bare = cluster.start_node("bare", prefix=own_disk(embedded_cache))
     driver = Driver(tmp_path, cache=embedded_cache, study=SMALL)
-    code, text = join(driver, cluster, monkeypatch)
-    assert code == 0, text
-    assert "sending image stores to 1 node, MB" in text
-    hosts = {path.parent.name for path in driver.out.glob("storage/*/*/result.json")}
-    assert len(hosts) == 4
-    assert all(json.loads(p.read_text())["outcome"] == "complete" for p in driver.out.glob("storage/*/*/result.json"))
+    start(driver, cluster, monkeypatch)
+    wait_for_a_commit_of(driver, bare)
+    assert driver.process.wait(900) == 0, (tmp_path / "log.txt").read_text()
+    assert "sending image stores to 1 node, MB" in (tmp_path / "log.txt").read_text()
+    assert [record["outcome"] for record in driver.results().values()] == ["complete"] * 4
 
 
 def test_a_node_that_joins_later_gets_them_for_its_first_trial(tmp_path, cluster, embedded_cache, monkeypatch):
     """As on a cluster that grows, or replaces a node that it lost: nobody checks that node, and it has nothing."""
     cluster.start_node("first")
     driver = Driver(tmp_path, cache=embedded_cache, study=SMALL.replace("trials = 2", "trials = 4"))
-    for name, value in cluster.token.items():
-        monkeypatch.setenv(name, value)
-    driver.start("--address", cluster.address, "--quick", "--workers", "2")
+    start(driver, cluster, monkeypatch, "--workers", "2")
     driver.wait_for(lambda: driver.epochs())
-    late = cluster.start_node("late", prefix=own_disk(embedded_cache))
-    driver.wait_for(lambda: {line["pid"] for line in driver.commits()} & {worker.pid for worker in late.workers()})
+    wait_for_a_commit_of(driver, cluster.start_node("late", prefix=own_disk(embedded_cache)))
     assert driver.process.wait(900) == 0, (tmp_path / "log.txt").read_text()
     records = [json.loads(path.read_text()) for path in driver.out.glob("storage/*/*/result.json")]
     assert [record["outcome"] for record in records] == ["complete"] * 6

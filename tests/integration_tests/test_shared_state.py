@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from pathlib import Path
 
 import optuna
 import pytest
@@ -121,9 +122,15 @@ def rows(url):
     return "\n".join(map(str, found))
 
 
+def ray_files():
+    """Return what Ray's sessions on this machine have written; its sockets are no files."""
+    return [path for path in Path("/tmp/ray").glob("session_2*/**/*") if path.is_file()]
+
+
 def test_a_killed_study_on_shared_servers_is_taken_up_elsewhere(tmp_path, shared, embedded_cache, request):
     options, databases, address, s3 = shared
     ledger = databases[0]
+    logs_before = set(ray_files())
     first = Driver(tmp_path, cache=embedded_cache, study=SMALL)
     request.addfinalizer(first.end)
     first.start(*options)
@@ -149,5 +156,7 @@ def test_a_killed_study_on_shared_servers_is_taken_up_elsewhere(tmp_path, shared
     for name in objects(s3, ""):
         content = s3.get_object(Bucket=services.BUCKET, Key=name)["Body"].read()
         assert not any(secret.encode() in content for secret in secrets), name
-    for file in [path for path in tmp_path.rglob("*") if path.is_file()]:
+    logs = set(ray_files()) - logs_before
+    assert any(path.name.startswith("raylet") for path in logs), "what Ray logged is looked at too"
+    for file in [*(path for path in tmp_path.rglob("*") if path.is_file()), *logs]:
         assert not any(secret.encode() in file.read_bytes() for secret in secrets), file
