@@ -70,8 +70,12 @@ class Session:
 
     @property
     def scratch(self) -> Path:
-        """Where workers have their copies of what lies on an object store, a folder for each driver."""
-        return self.request.places.cache_dir / "trials" / self.study_id
+        """Where workers have their copies of what lies on an object store, a folder for each driver.
+
+        It bears the ledger's name too: the same study may be run elsewhere at the same time.
+        """
+        ledger = str(self.registry.study.user_attrs["ledger"])[:8]
+        return self.request.places.cache_dir / "trials" / f"{self.study_id}-{ledger}"
 
     def folder_of(self, name: str) -> Path:
         """The folder of a lineage; of one on an object store a copy, complete once the lineage is over."""

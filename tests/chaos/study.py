@@ -171,4 +171,5 @@ def check_swept(study):
     assert [key for key in study.objects() if "attempt-" in key or key.endswith(needless)] == []
     scratch = study.cache / "trials"
     (folder,) = study.out.glob("storage/*/")
-    assert not (scratch / folder.name).exists(), list((scratch / folder.name).rglob("*"))
+    copies = scratch / f"{folder.name}-{(folder / 'ledger').read_text()[:8]}"
+    assert not copies.exists(), list(copies.rglob("*"))

@@ -137,7 +137,8 @@ def test_one_node_runs_out_of_disk(tmp_path, embedded_cache, request):
         assert study.process.wait(900) == 0, study.log()
         check_survived(study)
         check_swept(study)
-        assert not list(Path(f"/proc/{full.raylet().pid}/root{scratch}").glob("*/*/*")), "nothing is left on the node"
+        on_the_node = Path(f"/proc/{full.raylet().pid}/root{scratch}")
+        assert not list(on_the_node.glob("*/*/*")), "nothing is left on the node"
 
 
 def free_after(study, ballast):
