@@ -4,6 +4,7 @@
     python benchmarks/table.py ranking losses             # some of them
     python benchmarks/table.py --record                   # and keeps what they find under results/
     python benchmarks/table.py --recorded [--markdown]    # nothing runs: the newest of each line of results/*.json
+    python benchmarks/table.py --recorded --bars          # of these what has a bar
 
 Where a full program takes longer than that it runs with the arguments below, and n says how much was measured; what is
 shortened so is kept only from a full run of its own: `python benchmarks/scale.py --record`. A bar
@@ -156,6 +157,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("programs", nargs="*", metavar="PROGRAM", help=f"of {', '.join(PROGRAMS)}")
     parser.add_argument("--recorded", action="store_true", help="show results/*.json; run nothing")
+    parser.add_argument("--bars", action="store_true", help="leave out lines without a bar")
     parser.add_argument("--markdown", action="store_true")
     parser.add_argument("--record", action="store_true", help="have each program write results/<program>-<date>.json")
     options = parser.parse_args()
@@ -172,6 +174,8 @@ def main():
         runs = [(" ".join([name, *given]), run(name, [*given, *kept[name]])) for name, given in wanted]
         found = [line for _, one in runs for line in one]
         silent = [name for name, one in runs if not one]
+    if options.bars:
+        found = [line for line in found if "bar" in line]
     if options.markdown:
         sys.stdout.write(markdown(found))
     else:

@@ -272,9 +272,10 @@ class Ledger:
                 "pip install -c constraints.txt -e '.[cluster]')."
             ) from None
         except (sa.exc.SQLAlchemyError, optuna.exceptions.OptunaError, RuntimeError) as error:
-            raise MmfaError(
-                f"the ledger {safe_url(url)} cannot be opened: {first_line(error)}. Give another --ledger."
-            ) from None
+            way_out = "Give another --ledger."
+            if "database is locked" in str(error):
+                way_out = "Another process writes to it, or was stopped while it did: end that one, and run this again."
+            raise MmfaError(f"the ledger {safe_url(url)} cannot be opened: {first_line(error)}. {way_out}") from None
         if not url.startswith("sqlite"):
             for engine in (self.storage.engine, self._lease_engine):
                 _reconnect_patiently(engine)

@@ -103,7 +103,7 @@ def _result(run: Run, tags: Mapping[str, str]) -> str:
         lines.append(_verdict(tags))
     else:
         lines.append(
-            "**No verdict.** This training scored highest in its search, by one seed: the highest of many is high by "
+            "No verdict. This training scored highest in its search, by one seed: the highest of many is high by "
             "luck too."
         )
     if found["mAP"] is not None:
@@ -119,7 +119,7 @@ def _result(run: Run, tags: Mapping[str, str]) -> str:
 def _verdict(tags: Mapping[str, str]) -> str:
     n = tags.get("verdict.n", "?")
     line = (
-        f"**{tags['verdict']}** the {tags.get('verdict.against', 'baseline')} by "
+        f"{tags['verdict']} the {tags.get('verdict.against', 'baseline')} by "
         f"{points(float(tags.get('verdict.delta', 'nan')))} points of target mAP over n = {n} fresh seeds"
     )
     if "verdict.p_adjusted" in tags:

@@ -96,7 +96,8 @@ def _unjudged(plan: Plan, outcome: Outcome) -> str:
     return f"{head}: no trial but the baseline passed the guards."
 
 
-def _setting(plan: Plan, one: Mapping[str, Any]) -> str:
+def setting(plan: Plan, one: Mapping[str, Any]) -> str:
+    """Return what a judged setting differs in from the baseline, in brackets; "" where there is none to tell."""
     values = one["setting"]
     if values is None:
         return ""
@@ -123,7 +124,7 @@ def _found(plan: Plan, one: Mapping[str, Any]) -> str:
     sds = [contrast["sd_candidate"], contrast["sd_other"]]
     spread = [f" ± {100 * sd:.1f}" if sd is not None else "" for sd in sds]
     line = (
-        f"{one['word']}: {title(plan, one['candidate'])}{_setting(plan, one)} {VERBS[one['word']]} "
+        f"{one['word']}: {title(plan, one['candidate'])}{setting(plan, one)} {VERBS[one['word']]} "
         f"{title(plan, one['baseline'])}: {percent(contrast['mean_candidate'])}{spread[0]} % against "
         f"{percent(contrast['mean_other'])}{spread[1]} % target mAP over n = {contrast['n_candidate']} and "
         f"{contrast['n_other']} fresh seeds, {points(contrast['delta'])} points{_interval(contrast)}, adjusted "

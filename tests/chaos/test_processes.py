@@ -59,7 +59,7 @@ def test_a_thawed_driver_leaves_copies_of_a_younger_one_alone(tmp_path, embedded
         request.addfinalizer(frozen.end)
         frozen.start()
         frozen.grow(2)
-        frozen.process.send_signal(signal.SIGSTOP)
+        frozen.freeze()
         time.sleep(12)  # the lease is for ten seconds
         typed = study.again()
         record("driver-frozen-s3", study.recovery(**typed))

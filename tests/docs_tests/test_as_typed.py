@@ -1,6 +1,7 @@
 """`make ui` and the whole of the README's commands, as a reader types them."""
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -54,6 +55,31 @@ def test_make_ui_says_what_is_missing(tmp_path):
     command = ["make", "-o", ".venv/.installed", "ui", f"OUT={tmp_path}"]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert ran.returncode and "run make study first" in ran.stdout
+
+
+@pytest.mark.nightly
+def test_the_champion_is_served_as_typed(reader, tmp_path, monkeypatch):
+    """docs/champion.md: the server in one terminal, the picture sent to it from another."""
+    page = pages.blocks(ROOT / "docs" / "champion.md")
+    (serve,) = [block.text for block in page if block.kind == "shell" and "mlflow models serve" in block.text]
+    (send,) = [block.text for block in page if block.kind == "shell" and "curl" in block.text]
+    port = str(services.free_port())
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    log = (tmp_path / "log.txt").open("wb")
+    process = subprocess.Popen(
+        ["bash", "-euc", serve.replace("5001", port)],
+        cwd=reader.folder, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+    )  # fmt: skip
+    try:
+        serving(f"http://127.0.0.1:{port}", process, seconds=120)
+        typed = send.replace("5001", port).replace("curl", "curl --noproxy '*'")
+        answer = subprocess.run(
+            ["bash", "-euc", typed], cwd=reader.folder, capture_output=True, text=True, check=True, timeout=120
+        )
+        (embedding,) = json.loads(answer.stdout)["predictions"]
+        assert len(embedding) == 128
+    finally:
+        services.end(process)
 
 
 @pytest.mark.nightly

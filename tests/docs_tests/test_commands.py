@@ -10,6 +10,7 @@ from docs_tests import pages, rules
 from docs_tests.pages import ROOT, Command
 
 import tune
+from mmfa.commands import main as mmfa_main
 from mmfa.errors import ConfigError, MmfaError
 from studies import spec
 from studies.resolve import resolve
@@ -24,6 +25,7 @@ WITH_PYTHON = [
     if page.stem != "notebook" and any(block.kind == "python" for block in pages.blocks(page))
 ]
 """But the one that makes the recorded study."""
+CHECK = ["python", "-m", "mmfa", "check"]
 HEAD = 'question = "Does it matter?"\ntrials = 3\n'
 SPACE = '[space."loss.lambda_aal"]\nlow = 0.1\nhigh = 10.0\n'
 
@@ -95,6 +97,15 @@ def test_every_json_is_json(block):
     json.loads(block.text)
 
 
+def test_a_folder_of_one_s_own_is_checked_as_typed(home):
+    """docs/own-data.md: the command as it stands there, and what it prints but for numbers and the place."""
+    found = pages.blocks(ROOT / "docs" / "own-data.md")
+    (command,) = [c for b in found if b.kind == "shell" for c in pages.commands(b) if c.words[:4] == CHECK]
+    (shown,) = [block.text for block in found if block.kind == "text"]
+    told = rules.quiet(mmfa_main.main, [word.replace("~", str(home)) for word in command.words[3:]])
+    assert stable(told.replace(str(home), "/home/me")) == stable(shown.replace("folder:~", "folder:/home/me"))
+
+
 def stable(text):
     """Return lines without their numbers and the width of columns, which numbers decide."""
     return [re.sub(r" +", " ", NUMBER.sub("#", line)).strip() for line in text.strip().splitlines()]
@@ -126,14 +137,12 @@ def test_every_piece_of_python_runs(page, reader):
 def test_a_gallery_is_ranked_as_typed(page, reader, monkeypatch, tmp_path, embedded_cache):
     """The shell reads the block, up to the command; the command itself runs here, where nothing has to be imported."""
     block = next(b for b in pages.blocks(ROOT / page) if b.kind == "shell" and "mmfa-rank" in b.text)
-    (tmp_path / ".cache").mkdir()
-    (tmp_path / ".cache" / "mmfa").symlink_to(embedded_cache)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("MMFA_CACHE_DIR", str(tmp_path / "embeddings"))
     before, _, command = block.text.partition("mmfa-rank ")
+    monkeypatch.setenv("MMFA_CACHE_DIR", str(embedded_cache))
     asked = subprocess.run(
         ["bash", "-euc", f"{before}printf '%s\\n' {command}"], capture_output=True, text=True, check=True
     )
+    monkeypatch.setenv("MMFA_CACHE_DIR", str(tmp_path / "embeddings"))
     told = rules.quiet(rank.main, asked.stdout.splitlines())
     assert re.search(r"^ *1 +\d", told, re.MULTILINE), told
     shown = (reader.folder / "ranked.html").read_text()

@@ -1,6 +1,7 @@
 """Run the real command in a process group of its own, kill it, and read what it left."""
 
 import collections
+import contextlib
 import json
 import os
 import signal
@@ -93,6 +94,20 @@ class Driver:
     def kill(self, number=signal.SIGKILL):
         os.kill(self.process.pid, number)
         return self.process.wait(180)
+
+    def freeze(self):
+        """Stop the driver (SIGSTOP), and not while it writes to its ledger: SQLite's lock would stop with it."""
+        while True:
+            self.process.send_signal(signal.SIGSTOP)
+            time.sleep(0.1)
+            try:
+                with contextlib.closing(sqlite3.connect(self.out / "ledger.db", timeout=1)) as ledger:
+                    ledger.execute("BEGIN IMMEDIATE")
+                    ledger.rollback()
+                return
+            except sqlite3.OperationalError:
+                self.process.send_signal(signal.SIGCONT)
+                time.sleep(0.1)
 
     def wait_for(self, condition, *, timeout=600):
         """Wait until ``condition()`` holds while the driver runs."""

@@ -101,7 +101,7 @@ def test_second_driver_is_refused_and_a_thawed_one_changes_nothing(driver, reque
     code, text = driver.run(timeout=400)
     assert code == 2 and re.search(r"being driven by process \d+ on .*, whose lease lasts for \d+ s more", text), text
 
-    frozen.process.send_signal(signal.SIGSTOP)
+    frozen.freeze()
     time.sleep(4)
     started = time.time()
     driver.start()

@@ -1,6 +1,8 @@
 """The ledger through every kind of ending, and through kills between any two writes."""
 
+import contextlib
 import math
+import sqlite3
 
 import optuna
 import pytest
@@ -200,3 +202,13 @@ def test_the_part_of_a_point_that_optuna_alone_has_written_is_kept(tmp_path, sta
         assert second.params == POINT
     stage.reap()
     assert stage.ask(THREE).params == second.params, "what one attempt trained, the next one trains"
+
+
+def test_a_ledger_that_is_locked_for_good_says_whose_doing_that_is(tmp_path, monkeypatch):
+    """A driver that was stopped (SIGSTOP) in the middle of a write."""
+    monkeypatch.setattr("tune.ledger.LOCK_SECONDS", 0.1)
+    Ledger(f"sqlite:///{tmp_path / 'ledger.db'}")
+    with contextlib.closing(sqlite3.connect(tmp_path / "ledger.db")) as holder:
+        holder.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(MmfaError, match="database is locked. Another process writes to it, or was stopped"):
+            Ledger(f"sqlite:///{tmp_path / 'ledger.db'}")

@@ -43,7 +43,7 @@ def card(config=None, *, of=None, **tags):
 def test_a_candidate_says_that_it_was_lucky():
     text = card(objective="target_val/mAP", **{"objective__value": "0.4382"})
     for told in (
-        "**No verdict.**",
+        "No verdict.",
         "mAP 45.7 %, rank1 50.0 %",
         "43.8 % `target_val/mAP` (n = 1)",
         "λ1 = 21, λ2 = 1, λ3 = 1",
@@ -63,7 +63,7 @@ def test_a_candidate_says_that_it_was_lucky():
 def test_a_champion_has_its_verdict():
     text = card(**{name.replace(".", "__"): value for name, value in VERDICT.items()})
     assert (
-        "**BEATS** the baseline by +7.1 points of target mAP over n = 8 and 8 fresh seeds, adjusted p = 0.012; its "
+        "BEATS the baseline by +7.1 points of target mAP over n = 8 and 8 fresh seeds, adjusted p = 0.012; its "
         "mean is 41.4 %. These weights are those of the first fresh seed, not of the best one."
     ) in text
     assert "No verdict" not in text and "share" not in text

@@ -133,7 +133,7 @@ def test_every_part_of_a_search(judged):
         assert said in found.text, said
     verdict = json.loads((judged.out / "verdict.json").read_text())
     one = verdict["judgements"][0]
-    head = rf"{one['word']} : search-\d+ against the baseline, .{{4,5}} points of target mAP "
+    head = rf"{one['word']} : search-\d+ \([^()]*λ1 = [^()]+\) against the baseline, .{{4,5}} points of target mAP "
     assert re.search(head + r"\(no interval, n = 3 and 3\)", found.text)
 
 
@@ -182,6 +182,8 @@ def test_a_search_that_was_not_confirmed(tmp_path):
     assert found.absent["Importance"].startswith("n = 6 trials with a result are too few")
     assert found.absent["Seed noise"].startswith("The baseline ran with one seed")
     assert {"Every run", "CMC curves", "Learning curves"} <= set(found.figures)
+    assert "Published for MMFA: Tables 1 and 2 of the paper" in found.text and "45.3" in found.text
+    assert "These are of other data, and not to be compared with numbers of this pair." in found.text
     before, after = rebuilt(tmp_path, study.study_id)
     assert after == before
 

@@ -110,9 +110,14 @@ def test_the_setting_that_beats_is_shown_else_the_first_with_a_result(make):
     assert names(pair) == ("confirm/baseline-s1000", "confirm/search-0002-s1000")
 
 
-def test_where_the_baseline_is_the_best_there_is_nothing_to_compare(make, tmp_path):
+def test_where_the_baseline_is_the_best_it_is_compared_with_the_best_of_the_others(make):
     session, found = make([row("search/0000", 0.9), *TRIALS[1:]])
-    (tmp_path / "pictures").mkdir()  # of yesterday, when another trial was the best
+    assert names(study_pictures._pair(session, found)) == ("search/0000", "search/0001")
+
+
+def test_where_the_baseline_is_alone_there_is_nothing_to_compare(make, tmp_path):
+    session, found = make([row("search/0000", 0.9), row("search/0001", None)])
+    (tmp_path / "pictures").mkdir()  # of yesterday, when another trial had a result
     (tmp_path / "pictures" / "pictures.json").write_text("[]")
     assert study_pictures.draw(session, found, tmp_path / "pictures") == []
     study_pictures.count(session, found)

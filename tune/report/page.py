@@ -11,6 +11,7 @@ from pathlib import Path
 
 import jinja2
 
+from studies import library
 from studies.plan import CONFIRM
 from tune import advice, comparison, search, summary, words
 from tune.report import blocks, curve_pictures, embedded, factor_pictures, run_pictures, search_pictures, term_pictures
@@ -112,7 +113,8 @@ def _words(facts: Facts) -> list[tuple[str, str]]:
     return [
         (
             one["word"],
-            f"{words.title(facts.plan, one['candidate'])} against {words.title(facts.plan, one['baseline'])}, "
+            f"{words.title(facts.plan, one['candidate'])}{words.setting(facts.plan, one)} against "
+            f"{words.title(facts.plan, one['baseline'])}, "
             f"{points(contrast['delta'])} points of target mAP ({run_pictures.interval(contrast)}, "
             f"n = {contrast['n_candidate']} and {contrast['n_other']})",
         )
@@ -147,14 +149,12 @@ def _results(facts: Facts) -> list[Block]:
     else:
         found.append(Absent("Results", "No training has a result."))
     found.append(_noise(facts))
-    if not plan.study.is_comparison:
-        found.append(_published(facts))
-    elif plan.study.reported:
+    if plan.study.is_comparison and plan.study.reported:
         head, *lines = comparison.curves(plan, outcome)
         rows = [line.strip().rsplit(": ", 1) for line in lines]
         found.append(Table(headers=["arm", "rank-1 / 5 / 10 / mAP"], rows=rows, title=f"Ours and published. {head}"))
     else:
-        found.append(Absent("Published numbers", "The study file names none for these arms."))
+        found.append(_published(facts))
     return [*found, run_pictures.runs(facts), run_pictures.paired(facts)]
 
 
@@ -178,18 +178,22 @@ def _noise(facts: Facts) -> Block:
 
 
 def _published(facts: Facts) -> Block:
-    """Return what the study file reports for its pair."""
-    reported = facts.plan.study.reported
+    """Return what the study file reports, else what the paper does for MMFA: of this pair, or of its own ones."""
+    reported, title, note = facts.plan.study.reported, "Published", ""
+    if not reported:
+        every = library.load("paper").reported
+        own = {pair: every[pair] for pair in dict.fromkeys(arm.pair for arm in facts.plan.arms) if pair in every}
+        reported = {pair: {"MMFA": rows["mmfa"]} for pair, rows in (own or every).items()}
+        title = "Published for MMFA: Tables 1 and 2 of the paper"
+        note = "" if own else "These are of other data, and not to be compared with numbers of this pair."
     rows = [
-        [pair, name, *(f"{known[key]:.1f}" if key in known else "–" for key in comparison.CURVE)]
+        [pair.replace(" to ", " → "), name, *(f"{known[key]:.1f}" if key in known else "–" for key in comparison.CURVE)]
         for pair, found in reported.items()
         for name, values in found.items()
         for known in [{str(key): value for key, value in values.items()}]
     ]
-    if not rows:
-        return Absent("Published numbers", "The study file names none: the paper reports no search over this space.")
-    return Table(headers=["pair", "method", *(f"{name} %" for name in comparison.CURVE)], rows=rows, title="Published",
-                 numeric=[False, False, *[True] * len(comparison.CURVE)])  # fmt: skip
+    return Table(headers=["pair", "method", *(f"{name} %" for name in comparison.CURVE)], rows=rows, title=title,
+                 note=note, numeric=[False, False, *[True] * len(comparison.CURVE)])  # fmt: skip
 
 
 def _search(facts: Facts) -> list[Block]:
