@@ -8,6 +8,7 @@ import time
 import urllib.request
 from pathlib import Path
 
+import filelock
 import pytest
 import services
 from browser_tests import browser
@@ -26,18 +27,21 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def studied(tmp_path_factory, embedded_cache):
-    """The folder of a recorded study: $MMFA_STUDIES, or one that is run for this."""
+    """The folder of a recorded study: $MMFA_STUDIES, or one that is run once for all processes of this test run."""
     if (given := os.environ.get("MMFA_STUDIES")) is not None:
-        yield Path(given).absolute()
-        return
+        return Path(given).absolute()
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     smoke = (ROOT / "studies" / "smoke.toml").read_text()
-    driver = Driver(tmp_path_factory.mktemp("studied"), cache=embedded_cache, study=smoke, quick=True)
-    try:
-        code, text = driver.run()
-        assert code == 0, text
-        yield driver.out
-    finally:
-        driver.end()
+    with filelock.FileLock(base / "studied.lock"):
+        (base / "studied").mkdir(exist_ok=True)
+        driver = Driver(base / "studied", cache=embedded_cache, study=smoke, quick=True)
+        try:
+            code, text = (0, "") if (driver.out / "report.html").exists() else driver.run()
+        finally:
+            driver.end()
+    assert code == 0, text
+    return driver.out
 
 
 @pytest.fixture(scope="session")
