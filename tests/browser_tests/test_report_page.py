@@ -54,6 +54,18 @@ def test_the_report(reports, tmp_path, which, drawn, name, width, height):
         assert errors == []
 
 
+def test_what_readme_shows_of_it(reports, tmp_path):
+    with browser.chromium(width=1200, height=1400) as (page, errors):
+        page.goto(reports["real"].as_uri())
+        browser.screenshot(page, "report-desktop", tmp_path)
+        gallery = page.locator("figure", has=page.locator("img")).first
+        gallery.scroll_into_view_if_needed()
+        height = gallery.evaluate("figure => { figure.scrollIntoView(); return figure.getBoundingClientRect().height; }")
+        assert height > 300, "the first of the pictures of the method: a query, ranked by two models"
+        browser.screenshot(page, "report-pictures", tmp_path)
+        assert errors == []
+
+
 def test_what_is_folded_is_printed(reports):
     with browser.chromium(width=1200, height=900) as (page, errors):
         page.goto(reports["judged"].as_uri())

@@ -35,6 +35,12 @@ FAULTS = {
         "`Stopped: another driver has taken over the study`",
         "next epoch after the second command is typed",
     ),
+    "driver-frozen-s3": (
+        "the same with storage on S3, both drivers on one machine",
+        "as above; each driver's workers have copies of their own, and no driver sweeps a younger one's",
+        "`Stopped: another driver has taken over the study`",
+        "next epoch after the second command is typed",
+    ),
     "node-killed": (
         "a node of the cluster is lost (SIGKILL of its raylet)",
         "Ray gives its trial to the next free node",
@@ -82,12 +88,6 @@ FAULTS = {
         "the command waits for it: it has to know the standing champion",
         "`MLflow does not answer … what is to be confirmed waits for it`",
         "next epoch after the server is back",
-    ),
-    "driver-frozen-s3": (
-        "the same with storage on S3, both drivers on one machine",
-        "as above; each driver's workers have copies of their own, and no driver sweeps a younger one's",
-        "`Stopped: another driver has taken over the study`",
-        "next epoch after the second command is typed",
     ),
     "postgres-restarted": (
         "PostgreSQL, with the ledger on it, is killed and started again ten seconds later",

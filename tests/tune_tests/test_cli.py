@@ -163,7 +163,7 @@ def test_dry_run_touches_nothing_and_says_it_all(run, tmp_path):
 
 def test_list_and_help_read_well(run, capsys):
     code, said = run("--list")
-    assert code == 0 and "lambdas       10 trials  Do other loss weights beat the paper's" in said
+    assert code == 0 and "lambdas       20 trials  Do other loss weights beat the paper's" in said
     with pytest.raises(SystemExit) as left:
         cli.main(["--help"])
     text = capsys.readouterr().out
