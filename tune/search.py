@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import warnings
@@ -22,6 +23,7 @@ from tune.database import Database
 from tune.interrupt import Stop
 from tune.job import ROW, Job, as_config, last_words, mark_pruned
 from tune.ledger import Lineage, StageLedger
+from tune.unrepeated import Unrepeated
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +102,8 @@ def sampler(plan: Plan, *, num_trials: int) -> optuna.samplers.BaseSampler:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         if plan.study.suits_gaussian_process and num_trials <= FEW:
-            return optuna.samplers.GPSampler(seed=seed, n_startup_trials=plan.study.start_up)
+            spread = functools.partial(start_up_point, plan, plan.arms[0])
+            return Unrepeated(spread=spread, seed=seed, n_startup_trials=plan.study.start_up)
         return optuna.samplers.TPESampler(
             seed=seed, n_startup_trials=plan.study.start_up, multivariate=True, group=True
         )

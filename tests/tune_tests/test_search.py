@@ -271,7 +271,7 @@ def plan_of(text, **kwargs):
     ],
 )
 def test_a_gaussian_process_draws_among_few_trials_of_numbers(text, num_trials, kind):
-    assert type(search.sampler(plan_of(text), num_trials=num_trials)) is kind
+    assert isinstance(search.sampler(plan_of(text), num_trials=num_trials), kind)
 
 
 def points_of_the_search(url, plan, folder, *, at_once):
