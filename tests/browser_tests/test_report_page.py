@@ -59,8 +59,8 @@ def test_what_readme_shows_of_it(reports, tmp_path):
         page.goto(reports["real"].as_uri())
         browser.screenshot(page, "report-desktop", tmp_path)
         gallery = page.locator("figure", has=page.locator("img")).first
-        gallery.scroll_into_view_if_needed()
-        height = gallery.evaluate("figure => { figure.scrollIntoView(); return figure.getBoundingClientRect().height; }")
+        gallery.evaluate("figure => figure.scrollIntoView()")
+        height = gallery.evaluate("figure => figure.getBoundingClientRect().height")
         assert height > 300, "the first of the pictures of the method: a query, ranked by two models"
         browser.screenshot(page, "report-pictures", tmp_path)
         assert errors == []
