@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from mmfa.config import Age, TrialConfig
@@ -38,7 +38,7 @@ GPU_BATCH = 512
 @torch.no_grad()
 def embed(
     model: MMFA, images: Bytes | Pixels, rows: Ints, *, height: int, width: int, hardware: Hardware,
-    domain: DomainRole = "target",
+    domain: DomainRole = "target", backbone: nn.Sequential | None = None,
 ) -> Tensor:  # fmt: skip
     """Return the un-normalised pooled features of images.
 
@@ -53,6 +53,7 @@ def embed(
         width: of the network's input, pixels.
         hardware: device, autocast and memory format.
         domain: whose BatchNorm statistics are used, where each has its own.
+        backbone: the model's, folded, where it is at hand.
 
     Returns:
         features_ND, float32, on the model's device.
@@ -67,7 +68,7 @@ def embed(
             yield (prepare(images_BHWC, height=height, width=width, channels_last=hardware.channels_last),)
 
     features_ND = torch.empty(len(rows), model.num_features, device=hardware.device)
-    backbone = folded(model.backbone, domain=domain)
+    backbone = folded(model.backbone, domain=domain) if backbone is None else backbone
     with precise(), contextlib.closing(prefetch_onto(hardware.device, prepared())) as batches:
         for number, (images_BCHW,) in enumerate(batches):
             with hardware.autocast():

@@ -296,18 +296,19 @@ class _Own:
             rows_qG: distances of successive queries.
             first: number of the first of them.
         """
-        same_qS, own_qS, positive_qS = self.padded(first, len(rows_qG))
+        same_qS, is_own_qS, positive_qS = self.padded(first, len(rows_qG))
         values_qS = np.take_along_axis(rows_qG, same_qS, axis=1)
         nearest_qS = np.sort(np.where(positive_qS, values_qS, np.inf), axis=1)
-        own_before_qS = ((values_qS[:, None, :] <= nearest_qS[:, :, None]) & own_qS[:, None, :]).sum(axis=2)
+        own_qS = np.sort(np.where(is_own_qS, values_qS, np.inf), axis=1)
         as_near_G = np.empty((FEW, rows_qG.shape[1]), dtype=bool)
         found = []
-        for row_G, nearest_S, own_before_S, number in zip(
-            rows_qG, nearest_qS, own_before_qS, positive_qS.sum(axis=1).tolist(), strict=True
+        for row_G, nearest_S, own_S, number in zip(
+            rows_qG, nearest_qS, own_qS, positive_qS.sum(axis=1).tolist(), strict=True
         ):
             if not (math.isfinite(_sum(row_G)) or np.isfinite(row_G).all()):  # or too large to be added up
                 raise NotFiniteError(_NOT_FINITE)
-            found.append(_before(row_G, nearest_S[:number], as_near_G) - own_before_S[:number])
+            nearest_P = nearest_S[:number]
+            found.append(_before(row_G, nearest_P, as_near_G) - np.searchsorted(own_S, nearest_P, side="right"))
         return found
 
     def padded(self, first: int, number: int) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.bool_]]:

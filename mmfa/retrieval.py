@@ -22,6 +22,7 @@ import numpy as np
 import PIL
 import torch
 from PIL import Image, ImageOps
+from torch import nn
 
 from mmfa import evaluate
 from mmfa.checkpoint import load_model
@@ -30,6 +31,7 @@ from mmfa.data import listing
 from mmfa.data.augment import resize
 from mmfa.data.records import Bools, Bytes, Floats, Ints, Progress, no_progress
 from mmfa.errors import DataError
+from mmfa.folding import folded
 from mmfa.hardware import Hardware
 from mmfa.model import MMFA
 from mmfa.ranking import distances
@@ -98,6 +100,10 @@ class Embedder:
         return cls(model, config, device=device)
 
     @functools.cached_property
+    def _backbone(self) -> nn.Sequential:
+        return folded(self.model.backbone, domain="target")
+
+    @functools.cached_property
     def fingerprint(self) -> str:
         """12 hexadecimal digits of all that an embedding follows from beside the image: weights, config, code."""
         made_by = [EMBEDDING, PIL.__version__, torch.__version__, self.hardware.bf16]
@@ -141,6 +147,7 @@ class Embedder:
                         height=data.image_height,
                         width=data.image_width,
                         hardware=self.hardware,
+                        backbone=self._backbone,
                     )
                 yield Batch(
                     rows=list(images),

@@ -182,7 +182,9 @@ def _row(run: Run) -> dict[str, Any]:
     for name, value in run.data.params.items():
         if name.startswith(f"{SETTING} ") and not (told := name.removeprefix(f"{SETTING} ")).startswith(LOG):
             field = fields.get(told, told)
-            row[field] = _number(run.data.params.get(field, value))  # a setting is rounded for the eye
+            row[field] = _number(value)
+            if not isinstance(row[field], str):  # numbers are rounded there for the eye; choices have their names
+                row[field] = _number(run.data.params.get(field, value))
     metrics = dict(run.data.metrics)
     return {**row, "objective": metrics.pop(OBJECTIVE, None), **metrics}
 

@@ -42,7 +42,7 @@ EPILOG = """\
 examples:
   mmfa-study --study lambdas                          the λ study on the embedded pair of rendered domains
   mmfa-study --study lambdas --dry-run                what it would do; touches nothing
-  mmfa-study --study lambdas --trials 20              ten more trials in the same study
+  mmfa-study --study lambdas --trials 30              ten more trials in the same study
   mmfa-study --study my.toml --set optim.num_epochs=6 your own question, with a field fixed
   mmfa-study --study lambdas --profile paper --source market1501 --data-root ~/data ...
 

@@ -93,7 +93,7 @@ def sentences(plan: Plan, outcome: Outcome, *, readings: Mapping[str, Any] | Non
         outcome: What came out.
         readings: How often the official test labels were read, where it is on record.
     """
-    counted = f"; its labels were read {read_times(readings)}" if readings else ""
+    counted = f"; its labels were read {read_times(readings)}" if readings and readings["total"] else ""
     lines = [
         f"Nothing was selected (selection.labels = none): every arm was trained on {_seeds(plan)}. target/* is the "
         f"official split, evaluated after the last epoch of each training{counted}. ± is the standard deviation over "

@@ -57,6 +57,7 @@ class Known:
         self.spaces: dict[str, BaseDistribution] = {}
         self._ranked: list[tuple[float, int]] = []
         self._newest: list[int] = []
+        self._lost: list[int] = []
         for trial in trials:
             self.put(trial)
 
@@ -69,7 +70,9 @@ class Known:
         if not trial.state.is_finished():
             return
         self.open.pop(trial.number)
-        if trial.state is not TrialState.FAIL:
+        if trial.state is TrialState.FAIL:
+            self._lost.append(trial.number)
+        else:
             bisect.insort(self._newest, trial.number)
         if trial.state is TrialState.COMPLETE:
             assert trial.value is not None
@@ -85,9 +88,10 @@ class Known:
         self.lineage_of.append(lineage)
 
     def part(self, newest: int) -> list[FrozenTrial]:
-        """Return the newest trials that have a result or were pruned, the best ones, and all that are not over."""
+        """Return the newest trials that have a result or were pruned, the newest lost, the best, and all not over."""
         best = (number for _, number in self._ranked[:BEST])
-        return [self.trials[number] for number in sorted({*self._newest[-newest:], *best, *self.open})]
+        shown = {*self._newest[-newest:], *self._lost[-newest:], *best, *self.open}
+        return [self.trials[number] for number in sorted(shown)]
 
 
 class Database(optuna.storages.BaseStorage):

@@ -43,7 +43,7 @@ from tune.lease import LeaseLostError
 from tune.ledger import Ledger, StageLedger
 from tune.patience import PATIENCE_SECONDS
 from tune.places import first_line
-from tune.recorder import RETRY_SECONDS, Recorder
+from tune.recorder import PERMANENT, RETRY_SECONDS, Recorder
 from tune.session import Request, Session, open_session
 
 logger = logging.getLogger(__name__)
@@ -51,6 +51,8 @@ logger = logging.getLogger(__name__)
 MAX_FAILURES = 3
 BREAKS = (OSError, SQLAlchemyError, OptunaError, MlflowException)
 """What a disk, a database or a server may do in mid-study: told in a sentence, and the same command goes on."""
+REFUSALS = (*PERMANENT, "PERMISSION_DENIED", "UNAUTHENTICATED")
+"""What MLflow answers where waiting does not help."""
 NO_NOISE = (
     "fewer than two seeds of the baseline have a result, so its seed noise is not known, and label_free/score is "
     "measured in it; find out why they diverged, or choose by target_val/mAP."
@@ -274,7 +276,7 @@ def _champion(
         try:
             return promotion.standing_champion(client, name, tags=closing.judged_by(session))
         except (OSError, MlflowException) as error:
-            if time.monotonic() > ends:
+            if time.monotonic() > ends or getattr(error, "error_code", "") in REFUSALS:
                 raise
             if not told:
                 console.say(f"MLflow does not answer ({first_line(error)}); what is to be confirmed waits for it.")

@@ -62,20 +62,16 @@ class Session:
     """Where the study as a whole is written down: its search, or an empty stage where it has arms."""
     stages: tuple[StageLedger, ...]
     """Controls, where there are any, then the arms, then confirmations, where there will be any."""
+    scratch: Path
+    """Where workers have their copies of what lies on an object store, a folder for each driver.
+
+    It bears the ledger's name too: the same study may be run elsewhere at the same time.
+    """
 
     @property
     def folder(self) -> Path:
         """Everything that the study keeps on storage, or the driver's copy of it."""
         return self.request.places.copy / self.study_id
-
-    @property
-    def scratch(self) -> Path:
-        """Where workers have their copies of what lies on an object store, a folder for each driver.
-
-        It bears the ledger's name too: the same study may be run elsewhere at the same time.
-        """
-        ledger = str(self.registry.study.user_attrs["ledger"])[:8]
-        return self.request.places.cache_dir / "trials" / f"{self.study_id}-{ledger}"
 
     def folder_of(self, name: str) -> Path:
         """The folder of a lineage; of one on an object store a copy, complete once the lineage is over."""
@@ -272,7 +268,8 @@ def open_session(
         wanted = request.plan.confirm_seeds or request.plan.study.protocol.confirm_seeds
         fresh = ledger.register_number(registry, "confirm_seeds", wanted, asked=request.confirm_seeds_asked)
     folder, uri = request.places.copy / study_id, request.places.uri_of(study_id)
-    _claim(folder, uri, ledger_id=registry.study.user_attrs["ledger"])
+    ledger_id = str(registry.study.user_attrs["ledger"])
+    _claim(folder, uri, ledger_id=ledger_id)
     fence = Fence(f"{uri or folder}/fence", lease.counter)
     fence.put_up()
     asked_for = request.plan
@@ -293,6 +290,7 @@ def open_session(
         ledger=ledger,
         registry=registry,
         stages=stages,
+        scratch=request.places.cache_dir / "trials" / f"{study_id}-{ledger_id[:8]}",
     )
 
 

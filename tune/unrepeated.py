@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import optuna
+from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.trial import FrozenTrial
 
 from studies.spec import Scalar
 
-SAME = 0.01
-"""Settings of which no number differs by more than this, relatively, are one."""
+SAME = 1e-3
+"""Of a number's range, on its scale: settings that differ by no more are one."""
+TRIES = 8
+"""Points of the sequence; where all of them are known, a space of few whole numbers is used up."""
 
 
 class Unrepeated(optuna.samplers.GPSampler):
@@ -33,19 +36,33 @@ class Unrepeated(optuna.samplers.GPSampler):
         self._spread = spread
 
     def sample_relative(
-        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, optuna.distributions.BaseDistribution]
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """Return a point that no other trial has; a space of few whole numbers may have none left."""
+        """Return a point that no other trial has, as long as there are any."""
         point = super().sample_relative(study, trial, search_space)
         others = [one.params for one in study.get_trials(deepcopy=False) if one.number != trial.number]
-        if not any(_same(point, other) for other in others):
+
+        def known(params: Mapping[str, Any]) -> bool:
+            return any(same(params, other, search_space) for other in others)
+
+        if not point or not known(point):
             return point
-        spread = [self._spread(trial.number), self._spread(trial.number + 1)]
-        new = [one for one in spread if not any(_same(one, other) for other in others)]
-        return {name: (new or spread)[0][name] for name in point}
+        spread = map(self._spread, range(trial.number, trial.number + TRIES))
+        return next(({name: one[name] for name in point} for one in spread if not known(one)), point)
 
 
-def _same(point: dict[str, Any], other: dict[str, Any]) -> bool:
-    return bool(point) and all(
-        name in other and math.isclose(value, other[name], rel_tol=SAME) for name, value in point.items()
+def same(params: Mapping[str, Any], other: Mapping[str, Any], space: Mapping[str, BaseDistribution]) -> bool:
+    """Return whether two settings are one in a space."""
+    return all(
+        name in other and _apart(params[name], other[name], distribution) <= SAME
+        for name, distribution in space.items()
     )
+
+
+def _apart(value: float, other: float, distribution: BaseDistribution) -> float:
+    if not isinstance(distribution, FloatDistribution):
+        return float(value != other)
+    low, high = distribution.low, distribution.high
+    if distribution.log:
+        return abs(math.log(value / other)) / math.log(high / low)
+    return abs(value - other) / (high - low)

@@ -207,7 +207,7 @@ def _labels(plan: Plan, record: Mapping[str, Any] | None, readings: Mapping[str,
         return f"{chose}; the target has none."
     if record is not None:
         return f"{chose}; the official test labels judged. They were read {read_times(record['readings'])}."
-    counted = f" They were read {read_times(readings)}." if readings else ""
+    counted = f" They were read {read_times(readings)}." if readings and readings["total"] else ""
     return f"{chose}; the official test labels judged nothing.{counted}"
 
 

@@ -76,8 +76,8 @@ def run(options: argparse.Namespace) -> int:
     model.to(memory_format=hardware.memory_format).to(hardware.device)
     role: DomainRole = "source" if mode == OWN_SOURCE else "target"
     rows = np.unique(np.concatenate(_all_rows(tested)))
-    size = {"height": config.data.image_height, "width": config.data.image_width}
-    features_ND = embed(model, store.images, rows, hardware=hardware, domain=role, **size)
+    height, width = config.data.image_height, config.data.image_width
+    features_ND = embed(model, store.images, rows, height=height, width=width, hardware=hardware, domain=role)
 
     def rank_rows(query: Ints, gallery: Ints) -> RetrievalReport:
         query_QD, gallery_GD = (features_ND[np.searchsorted(rows, some)] for some in (query, gallery))

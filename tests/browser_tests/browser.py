@@ -63,14 +63,14 @@ def chromium(*, width, height):
             browser.close()
 
 
-def screenshot(page, name, folder, *, whole=False):
-    """Keep a picture of what is seen, or of the whole page, in $MMFA_SCREENSHOTS, or the given folder; print where.
+def screenshot(page, name, folder, *, whole=False, clip=None):
+    """Keep a picture of what is seen, of a rectangle of it, or of the whole page; print where.
 
-    It has 128 colours.
+    It lies in $MMFA_SCREENSHOTS, or the given folder, and has 128 colours.
     """
     where = Path(os.environ.get("MMFA_SCREENSHOTS") or folder)
     where.mkdir(parents=True, exist_ok=True)
-    picture = Image.open(io.BytesIO(page.screenshot(full_page=whole))).convert("RGB")
+    picture = Image.open(io.BytesIO(page.screenshot(full_page=whole, clip=clip))).convert("RGB")
     file = where / f"{name}.png"
     picture.quantize(128, dither=Image.Dither.NONE).save(file, optimize=True)
     print(f"screenshot: {file}")

@@ -1,6 +1,7 @@
 """CMC, both average precisions and mINP against plain loops and by hand."""
 
 import dataclasses
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -269,3 +270,23 @@ def test_average_precision_by_identity_adds_up_to_the_mean():
     assert [number for _, _, number in found.identities] == [int((query == pid).sum()) for pid in sorted(set(query))]
     assert sum(total for _, total, _ in found.identities) / 20 == pytest.approx(found.mAP, abs=1e-12)
     assert RetrievalReport.from_json(found.to_json()) == found
+
+
+def test_many_images_of_one_person_take_no_more_than_a_chunk():
+    rng = np.random.default_rng(0)
+    features = torch.from_numpy(rng.normal(size=(1500, 8)).astype(np.float32))
+    pids, camids = np.ones(1500, dtype=np.int64), rng.integers(0, 3, 1500)
+    pids[:20] = 2
+    tracemalloc.start()
+    report = rank_features(
+        features[:64],
+        features,
+        query_pids=pids[:64],
+        query_camids=camids[:64],
+        gallery_pids=pids,
+        gallery_camids=camids,
+    )
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert report.num_queries == 64
+    assert peak < 32 << 20, "what compares each image of a person with each other one takes five times as much"

@@ -163,6 +163,7 @@ class MadeUp:
         self.session = Session(
             request=request, plan=plan, study_id=self.study_id, stores=Stores(paths or {}, FINGERPRINTS),
             lease=self.lease, fence=None, ledger=ledger, registry=registry, stages=stages,
+            scratch=where.cache_dir / "trials",
         )  # fmt: skip
 
     def run(self):

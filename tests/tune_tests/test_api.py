@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,6 +11,7 @@ import tune
 from mmfa.config import profile
 from mmfa.errors import ConfigError, MmfaError
 from tune import api
+from tune.view import SETTING
 
 
 def test_the_command_line_s_words(tmp_path):
@@ -47,6 +49,18 @@ def test_results_of_nothing(tmp_path):
     with pytest.raises(MmfaError, match="out must be the folder of a study, but .* has no mlflow.db; run one first"):
         tune.results(out=tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_results_have_exact_numbers_and_the_names_of_choices():
+    params = {
+        f"{SETTING} λ3": "1.67",
+        "loss.lambda_mdal": "1.6742",
+        f"{SETTING} kernel.bandwidths": "paper",
+        "kernel.bandwidths": "(1.0, 5.0, 10.0)",
+    }
+    run = SimpleNamespace(data=SimpleNamespace(params=params, tags={}, metrics={"target/mAP": 0.5}))
+    row = api._row(run)
+    assert (row["loss.lambda_mdal"], row["kernel.bandwidths"], row["target/mAP"]) == (1.6742, "paper", 0.5)
 
 
 def test_results_take_no_secret():

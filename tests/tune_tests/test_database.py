@@ -158,7 +158,7 @@ def test_a_trial_that_was_changed_elsewhere_is_not_written_over(url, stage):
 
 def test_a_part_of_a_long_study(tmp_path):
     stage = Ledger(f"sqlite:///{tmp_path / 'l.db'}").open("study", stage="search")
-    luck, values, pruned = random.Random(0), {}, []
+    luck, values, pruned, lost = random.Random(0), {}, [], []
     with stage.at_once():
         kept = [stage.ask(SPACE).number for _ in range(2)]
         for _ in range(100):
@@ -166,6 +166,7 @@ def test_a_part_of_a_long_study(tmp_path):
             ending = luck.random()
             if ending < 0.1:
                 stage.lose(trial, reason="x")
+                lost.append(trial.number)
             elif ending < 0.2:
                 stage.prune(trial, reason="x")
                 pruned.append(trial.number)
@@ -178,10 +179,10 @@ def test_a_part_of_a_long_study(tmp_path):
     with stage.database.part(30):
         shown = [trial.number for trial in stage.study.get_trials(deepcopy=False)]
         complete = stage.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    assert shown == sorted({*kept, 102, *best, *newest}) and len(shown) < 60
+    assert shown == sorted({*kept, 102, *best, *newest, *lost[-30:]}) and len(shown) < 70
     assert [trial.number for trial in complete] == [number for number in shown if number in values]
     with stage.database.part(100):
-        assert len(stage.study.get_trials(deepcopy=False)) == 3 + len(values) + len(pruned)
+        assert len(stage.study.get_trials(deepcopy=False)) == 3 + len(values) + len(pruned) + len(lost) == 103
     assert len(stage.study.get_trials(deepcopy=False)) == 103
 
 

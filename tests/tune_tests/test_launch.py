@@ -2,6 +2,7 @@
 
 import pytest
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 from tune_tests.made_up import MadeUp, searching
 
 from tune import launch, promotion
@@ -14,11 +15,11 @@ def outage(monkeypatch):
     """Have MLflow fail so many times when it is asked for the champion; return what was asked."""
     asked, real = [], promotion.standing_champion
 
-    def fail(times):
+    def fail(times, error=DOWN):
         def answer(*arguments, **more):
             asked.append(arguments)
             if len(asked) <= times:
-                raise DOWN
+                raise error
             return real(*arguments, **more)
 
         monkeypatch.setattr(promotion, "standing_champion", answer)
@@ -42,3 +43,10 @@ def test_an_outage_that_lasts_is_an_error(tmp_path, outage, monkeypatch):
     monkeypatch.setattr(launch, "PATIENCE_SECONDS", 0.1)
     with pytest.raises(MlflowException, match="Connection refused"):
         MadeUp(tmp_path, searching(trials=4)).run()
+
+
+def test_a_refusal_is_not_waited_for(tmp_path, outage, capsys):
+    asked = outage(1000, MlflowException("no", error_code=PERMISSION_DENIED))
+    with pytest.raises(MlflowException, match="no"):
+        MadeUp(tmp_path, searching(trials=4)).run()
+    assert len(asked) == 1 and "waits for it" not in capsys.readouterr().out
